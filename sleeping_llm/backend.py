@@ -49,7 +49,7 @@ def locate(tokenizer,  # a fast tokenizer
     start = min(i for i,(a,b) in enumerate(enc["offset_mapping"]) if b>len(text))
     return Site(tuple(enc["input_ids"]), pos, max(start,pos+1), weight, fact)
 
-# %% ../nbs/02_backend.ipynb #27a5ff35
+# %% ../nbs/02_backend.ipynb #57decc62
 class Backend(Protocol):
     "What the system asks of a language model. Layers are numbered from 0; `d` is the width of a key."
     name:str            # what the user asked for
@@ -75,6 +75,7 @@ class Backend(Protocol):
     def train_lora(self, batches, **options)->dict: "Continue the long-term LoRA on batches of examples."
     def lora(self)->dict: "The long-term LoRA's tensors."
     def set_lora(self, tensors:dict|None)->None: "Replace (or remove) the long-term LoRA."
+    def drop_lora(self)->None: "Remove the long-term LoRA: the next one starts fresh."
     def only(self, edits:bool=True, lora:bool=True): "Context manager: switch edits or LoRA off for a while."
 
 # %% ../nbs/02_backend.ipynb #c70c6333

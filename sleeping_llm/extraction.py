@@ -4,9 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_CHARS', 'MOST_SENTENCE', 'MOST_SENTENCES', 'KINDS', 'MOST_PREVIOUS', 'visible', 'sentences', 'plain', 'asserted',
-           'kind', 'occupation', 'job', 'field', 'place', 'town', 'firm', 'school', 'team', 'thing', 'liked', 'played',
-           'study', 'lessons', 'language', 'act', 'deed', 'Names', 'names', 'name', 'selfname', 'person', 'title',
-           'fav', 'pets', 'Pattern', 'patterns', 'clauses', 'Person', 'Listener', 'Heard', 'hear']
+           'kind', 'liked', 'Pattern', 'patterns', 'clauses', 'Person', 'Listener', 'Heard', 'hear', 'score']
 
 # %% ../nbs/12_extraction.ipynb #ee4a3146
 import re
@@ -15,11 +13,11 @@ from functools import lru_cache
 from fastcore.basics import patch
 from .facts import Fact, FactError, Relation, catalogue, relation_data, relation_of, same_fact
 
-# %% ../nbs/12_extraction.ipynb #56956de3
+# %% ../nbs/12_extraction.ipynb #57862584
 _MARK, _FIRST = '\ue000', 0xe100
 _HIDDEN = [re.compile(p) for p in (
     r"(?s)```.*?(?:```|\Z)", r"`[^`\n]+`", r"(?m)^[ \t]*>.*$",
-    r"(?im)\b(?:summari[sz]e|translate|proofread|rewrite|rephrase|paraphrase|correct|edit|improve|shorten|explain|analy[sz]e|classify|format|fix|check|continue|complete|following|text|letter|e-?mail|article|story|poem|song|lyrics|essay|paragraph|message|sentence|script|review|this|wrote|says|said|reads|goes)\b[^\n:.!?]{0,80}:(?=\s)(?s:.*)",
+    r"(?im)\b(?:summari[sz]e|translate|proofread|rewrite|rephrase|paraphrase|correct|edit|improve|shorten|explain|analy[sz]e|classify|format|fix|check|continue|complete|following|text|letter|e-?mail|article|story|poem|song|lyrics|essay|paragraph|message|sentence|script|review|this|wrote|says|said|reads|goes)\b[^\n:.!?]{0,80}:(?=\s)(?!\s*[\"“„«‘'`])(?s:.*)",
     r"(?im)^(?:from|subject|sent|cc):(?s:.*)", r"(?im)^dear [^\n,]{1,40},(?s:.*)",
     r"(?im)^(?:user|assistant|system|human|bot|ai|person|speaker|interviewer)\s*\d*\s*:.*$")]
 _QUOTED = re.compile(r"“[^”]*(?:”|\Z)|„[^“”]*(?:[“”]|\Z)|«[^»]*(?:»|\Z)"
@@ -38,9 +36,9 @@ def visible(
         return _MARK+chr(_FIRST+min(len(quotes)-1, 6000))+_MARK*(len(m[0])-2)
     return _QUOTED.sub(put, text), quotes
 
-# %% ../nbs/12_extraction.ipynb #f6f2116d
+# %% ../nbs/12_extraction.ipynb #bb3d3a5b
 _END = re.compile(r"[.!?…]+[)\]]*(?=\s|$)|\n|[\U0001F300-\U0001FAFF\u2600-\u27BF]+")
-_ABBREVIATION = re.compile(r"(?:^|[\s.(])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|e\.g|i\.e|approx|Mt)$")
+_ABBREVIATION = re.compile(r"(?:^|[\s.(])(?:[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Bros|Inc|Ltd|vs|e\.g|i\.e|approx|Mt)$")
 _OPENING = re.compile(r"\s+(?:I|I'm|My|He|She|We|They|Our|It|But|And|So|The|You)\b")
 MOST_CHARS, MOST_SENTENCE, MOST_SENTENCES = 20_000, 1_000, 200
 
@@ -51,7 +49,7 @@ def sentences(
     start, n = 0, 0
     for m in list(_END.finditer(text))+[None]:
         stop, end = (len(text),)*2 if m is None else m.span()
-        if m is not None and m[0]=='.' and _ABBREVIATION.search(text[max(start, stop-8):stop]) and not _OPENING.match(text[end:end+8]): continue
+        if m is not None and m[0]=='.' and (re.match(r'\s+(?:and|or)\b', text[end:end+6]) or _ABBREVIATION.search(text[max(start, stop-8):stop]) and not _OPENING.match(text[end:end+8])): continue
         if text[start:stop].strip():
             yield start, end, bool(m) and '?' in m[0]
             n += 1
@@ -63,15 +61,15 @@ _EXPAND = [(re.compile(p, re.I), r) for p, r in (
     (r"\bive\b", 'I have'), (r"\b(I|you|we|they)'ve\b", r'\1 have'), (r"\b(s?he|it|that|there|who|what)'s(?= (?:been|got|moved|started)\b)", r'\1 has'),
     (r"\b(s?he|it|that|there|who|what|where|name|here)'s\b", r'\1 is'), (r"(?<=\w)'s(?= (?:an?|the|\d+|from|allergic|afraid|scared|married|engaged|learning|working|studying|living|called|named|reading)\b)", ' is'),
     (r"\bcan't\b|\bcant\b|\bcan not\b", 'cannot'), (r"\bwon't\b", 'will not'), (r"\bain't\b", 'am not'), (r"n't\b", ' not'), (r"\b(do|does|did|is|are|was)nt\b", r'\1 not'),
-    (r"(?<=\w)'ll\b", ' will'), (r"(?<=\w)'d\b", ' would'), (r"\bwanna\b", 'want to'), (r"\bgonna\b", 'going to'), (r"\bfavou?rite\b|\bfave?\b", 'favorite'), (r"\bneighbour", 'neighbor'),
+    (r"(?<=\w)'ll\b", ' will'), (r"(?<=\w)'d\b", ' would'), (r"\bwanna\b", 'want to'), (r"\bgonna\b", 'going to'), (r"\bfavou?rite\b|\bfave?\b", 'favorite'), (r"\bneighbour", 'neighbor'), (r"\bcolour", 'color'),
     (r"\b(I|we|they) got (?=an?|two|three)", r'\1 have '))]
 
 def plain(s:str)->str:
     "A sentence with contractions written out and spaces made single."
     for p, r in _EXPAND: s = p.sub(r, s)
-    return s.strip(" .!?…\n")
+    return re.sub(r"[\s.!?…\U0001F300-\U0001FAFF\u2600-\u27BF\ufe0f]+$", '', s).strip()
 
-# %% ../nbs/12_extraction.ipynb #19d4043e
+# %% ../nbs/12_extraction.ipynb #37700b48
 _rx = lambda p: re.compile(p, re.I)
 _JOKE = _rx(r"\b(?:just|only|i am|i'm|im|was) (?:kidding|joking)\b|\bjk\b|\bthat was a joke\b|\bapril fools?\b|(?<!\w)/s\b")
 _FICTION = _rx(r"\b(?:imagine|pretend|suppose|let'?s say|let us say|role-?play|what if|hypothetically|theoretically|in (?:my|a|the|this|that) (?:dreams?|nightmare|film|movie|novel|story|book|play|game|song|series|show|episode)|once upon a time|dream(?:ed|t) that)\b")
@@ -88,7 +86,7 @@ def asserted(
 )->str:           # what of it the person asserts, may be empty
     "Cut away questions, conditions and other people's words."
     s = _MINE.sub('', s)
-    if re.match(_ASK, s, re.I) and not re.match(r"(?:no|yes|ok|okay|really|right|correct|guess what|when|how \w+)\b", s, re.I): return ''
+    if re.match(_ASK, s, re.I) and not re.match(r"(?:no|yes|ok|okay|really|right|correct|guess what|when|how \w+|do not)\b", s, re.I): return ''
     if question:
         parts = re.split(r"(\s*[,;:–—]\s*(?:(?:so|and|but) )?|\s+-\s+)", s)
         i = next((i for i in range(2, len(parts), 2) if re.match(_ASK, parts[i], re.I)), None)
@@ -103,14 +101,14 @@ def asserted(
         s = head.rstrip(' ,;') if re.search(r"[,;]\s*$", head) and not re.search(r"\b(?:would|could|might)\b", head) else ''
     return s
 
-# %% ../nbs/12_extraction.ipynb #6be21de4
+# %% ../nbs/12_extraction.ipynb #4e3fb9c0
 _UPPER = ''.join(c for c in map(chr, range(0x530)) if c.isupper())
 _NAME = rf"(?:(?:Mr|Mrs|Ms|Miss|Dr|Prof|Aunt|Uncle)\.? )?[{_UPPER}](?:[\w-]|'(?=[{_UPPER}]))*(?: (?:(?:de|da|van|von|del|della|bin|la|the) )?[{_UPPER}](?:[\w-]|'(?=[{_UPPER}]))*){{0,2}}"
 _TIME = r"(?:years?|yrs?|months?|weeks?|days?|hours?|minutes?|while|time|decades?|ages|ever|life|summers?|winters?|semesters?)"
-_ASIDE = _rx(r"[\s,]*(?:\b(?:btw|by the way|too|as well|also|(?:right |just )?now|these days|at the moment|at present|currently|nowadays|today|lol|haha+|lmao|though|sadly|unfortunately|luckily|fortunately|obviously|of course|actually|honestly|really|a lot|so much|very much|the most|most of all|more than anything|at all|any ?more|any longer|you know|i must say|to be honest|tbh|please|thanks|thank you|ok|okay|again|already|still|instead|in fact|like you|for sure|so far|yet|ever since|all the time|always|sometimes|most of the time|every (?:single )?\w+|on (?:the )?(?:week(?:end|day)s?|\w+days?)|in (?:my|his|her|their) (?:free|spare) time|as a hobby|for fun|for a living|on the side|in general|in particular|together)|(?:for|since|in|over) (?:(?:about|almost|over|nearly|around|the|a|last|past|many|several|some|few|quite|\w+) ){0,4}"+_TIME+r"(?: now)?|since (?:\w+ )?\d{4}|since (?:childhood|birth)|(?:last|this|next) (?:\w+day|week|weekend|month|year|spring|summer|autumn|fall|winter)|\w+ (?:years?|months?|weeks?|days?) ago|[:;]-?[)(DP])$")
-_STOP = r"(?:because|since|when|while|although|though|until|after|before|whenever|cause|cuz|due to|thanks to|even|especially|mainly|mostly|such as|not|except|instead of|so|but|ever)"
+_ASIDE = _rx(r"[\s,]*(?:\b(?:btw|by the way|too|as well|also|(?:right |just )?now|these days|at the moment|at present|currently|nowadays|today|lol|haha+|lmao|though|sadly|unfortunately|luckily|fortunately|obviously|of course|actually|honestly|really|a lot|so much|very much|the most|most of all|more than anything|at all|any ?more|any longer|you know|i must say|to be honest|tbh|please|thanks|thank you|ok|okay|again|already|still|instead|in fact|one day|some ?day|soon|myself|himself|herself|(?:that |this |all that )?much|like you|for sure|so far|yet|ever since|all (?:the time|my life|his life|her life)|always|sometimes|most of the time|every (?:single )?\w+|on (?:the )?(?:week(?:end|day)s?|\w+days?)|in (?:my|his|her|their) (?:free|spare) time|as a hobby|for fun|for a living|on the side|in general|in particular|together)|\b(?:for|since|in|over) (?:(?:about|almost|over|nearly|around|the|a|last|past|many|several|some|few|quite|\w+) ){0,4}"+_TIME+r"(?: now)?|\bsince (?:\w+ )?\d{4}|\bsince (?:childhood|birth)|\b(?:last|this|next) (?:\w+day|week|weekend|month|year|spring|summer|autumn|fall|winter)|\b(?:(?:about|an?|few|couple|of|some|several|many|long|\d+|one|two|three|four|five|six|seven|eight|nine|ten) ){1,4}(?:years?|months?|weeks?|days?|while|time) ago|[:;]-?[)(DP])$")
+_STOP = r"(?:because|since|when|while|although|though|until|after|before|whenever|cause|cuz|due to|thanks to|even|especially|mainly|mostly|such as|not|except|instead of|so|but|ever|(?:even )?more than|better than|as much as)"
 _NOT_OBJECT = _rx(r"(?:it|its|this|that|these|those|them|him|her|me|us|you|your|yours|mine|what|how|when|where|why|who|if|whatever|everything|anything|something|nothing|everyone|everybody|people|someone|nobody|one|ones|both|all|each|every|so|too|very|more|most|less|lots?|a lot|a bit|a little|much|really|in|on|at|with|from|for|by|of|about|up|down|out|off|away|along|around|over|hard|well|here|there|being able|having|back|together|alone|better|best|just|only|the (?:way|fact|idea|sound|look|same|first|second|last|one|ones|thought|thing|things|most|best|other|rest|moment|time)|and|or|but|as|like|not|no|i|he|she|we|they|some (?:of|things?)|many|few|several|things?|stuff|same|doing|going to)\b")
-_POINTING = _rx(r"\b(?:you|your|yours|that|this|these|those|it|him|them|I|we|he|she|they|who|which|me)\b")
+_POINTING = _rx(r"\b(?:mine|their|theirs|there|you|your|yours|that|this|these|those|it|him|them|I|we|he|she|they|who|which|me)\b")
 
 def _trim(s:str)->str:
     "Without asides at the end."
@@ -132,7 +130,7 @@ def _listed(s:str)->str:
     if m and (_NOT_OBJECT.match(s[m.end():]) or re.match(r"(?:then|now|still|just|am|is|are|was|were|have|has|had|got|will|would|never|always|went|want|wants|my|his|our|we|feel|try)\b", m[1])): s = s[:m.start()]
     return _trim(s)
 
-# %% ../nbs/12_extraction.ipynb #36eed2ef
+# %% ../nbs/12_extraction.ipynb #d0c793bd
 KINDS = {}
 def kind(f):
     "Register a function from the words behind a verb phrase to the object."
@@ -142,8 +140,7 @@ def kind(f):
 @lru_cache
 def _lexicon(name:str)->str:
     "Alternatives of a closed class, the longest first."
-    ws = relation_data()['words'][name].replace('_', ' ') if name not in ('occupation','language','illness','diet') else None
-    ws = [w.replace('_', ' ') for w in relation_data()['words'][name].split()] if ws is None else ws.split()
+    ws = [w.replace('_', ' ') for w in relation_data()['words'][name].split()]
     return '|'.join(map(re.escape, sorted(ws, key=len, reverse=True)))
 
 _EDGE = r"(?=$|\s*[,;.!)]|\s+(?:and|but|so|in|at|for|with|from|by|who|now|too|here|there|today|already|these|btw|as|on|lol|since|because|or|though|myself|again|actually|near|right|living|working|also)\b)"
@@ -158,82 +155,98 @@ def _word(name:str, before:str='(?:an? )?'):
 for _n in ('nationality','religion','diet','status','sign','illness','transport'): _word(_n, '(?:an? |my |the )?')
 
 _VERDICT = r"(?:good|great|bad|terrible|awful|decent|lousy|better|best|worst|real|big|huge|true|former|retired|ex|aspiring|future|wannabe|would-be|hopeless|not|no|never|nervous|careful|fast|slow|born|natural|terrific|amazing|horrible|mean|pretty|total|such|secret|picky|poor|keen|avid)"
+_LINK = r"(?:of|in|and|by|with|than|like|to|my|your|the|his|her|an?)"
 @kind
-def occupation(s, low):
-    m = re.match(rf"(?:an? )?(?:\d+[- ]years?[- ]old )?((?:(?!{_VERDICT}\b)[\w-]+ ){{0,3}}(?:{_lexicon('occupation')})){_EDGE}", s, re.I)
-    if not m or not (re.match(r"an? ", s, re.I) or low or m[1].casefold()==m[0].casefold()): return None
-    return None if re.search(r"\b(?:of|in|and|by|with|than|like|to|my|your|the|his|her)\b", m[1][:m.start(0)+len(m[1])].rsplit(' ',1)[0] if ' ' in m[1] else '') else m[1]
+def _occupation(s, low):
+    ws = _lexicon('occupation')
+    m = re.match(rf"(?:both |all )?((?:{ws})s){_EDGE}", s, re.I) or re.match(rf"(?:an? )?({ws}){_EDGE}", s, re.I) \
+        or re.match(rf"an? (?:(?:\d+[- ]years?[- ]old|(?i:{_lexicon('nationality')})) )*((?:(?!{_VERDICT}\b|{_LINK}\b|(?:{_lexicon('nationality')})\b (?!teacher|tutor|translator|lecturer|professor|interpreter))[\w-]+ ){{0,3}}(?:{ws})){_EDGE}", s, re.I)
+    return m and m[1]
 
 @kind
-def job(s, low):
+def _job(s, low):
     s = _cut(re.sub(r"^(?:an?) ", '', s), r"in|at|for|with|on|from|near|by|and|who|where|which|to|,").split(',')[0]
     return None if _NOT_OBJECT.match(s) or len(s.split())>5 or re.match(r"(?:team|usual|hell|volunteer)\b", s) else s
 
 @kind
-def field(s, low):
+def _field(s, low):
     s = _cut(s, r"with|for|on|at|and|to|as|which|where|near|,").split(',')[0]
-    return None if _NOT_OBJECT.match(s) or len(s.split())>4 or re.match(r"(?:an?|the|progress|person|shifts?|silence|\d+|my|bed|peace|groups?|teams?)\b", s) else s
+    return None if s!='IT' and _NOT_OBJECT.match(s) or len(s.split())>4 or re.match(r"(?:an?|the|progress|person|shifts?|silence|\d+|my|bed|peace|groups?|teams?)\b", s) else s
 
-# %% ../nbs/12_extraction.ipynb #d54381f7
+# %% ../nbs/12_extraction.ipynb #06d8be72
+_MONTHS = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
 _NO_PLACE = _rx(r"(?:(?:the |a )?(?:past|present|moment|now|fear|peace|hope|sin|luxury|reality|harmony|denial|poverty|dreams?|way|same\b.*|head|clouds?|box|car|shadows?)|\d+.*|(?:my|your|his|her|their) (?:head|own|mind|dreams?|heart)\b.*|me|him|her|it|them)$")
-_DWELLING = _rx(r"(?:(?:an?|my|our|the|his|her|their|own|new|small|big|little|tiny|large|nice|\w+) )*(?:house|apartment|flat|condo|home|trailer|mansion|basement|room|studio|place|bedroom|one|tent|van|bed|suite|office|department)$")
+_DWELLING = _rx(r"(?:(?:an?|my|our|the|his|her|their|own|new|small|big|little|tiny|large|nice|\w+) )*(?:house|apartment|flat|condo|home|trailer|mansion|basement|room|studio|place|bedroom|one|tent|van|bed|suite|office|department)(?: (?:next|near|on|by|down|across|above|below|over)\b.*)?$")
 
 @kind
-def place(s, low):
-    s = _cut(s, r"with|for|by|from|where|which|and (?!\w*[A-Z])|as|alone|during|again|to|that|who")
+def _place(s, low):
+    s = _cut(re.sub(rf"(?i) in (?:\d{{4}}|(?:the )?(?:spring|summer|autumn|fall|winter|eighties|nineties)|{_MONTHS})\b.*", '', s), r"with|for|by|from|where|which|and (?!\w*(?-i:[A-Z]))|as|alone|during|again|to|that|who")
     s = re.split(rf",(?!\s*[{_UPPER}])", s)[0]
     if _NOT_OBJECT.match(s) or _NO_PLACE.match(s) or _DWELLING.match(s) or len(s.split())>7: return None
     return s
 
 @kind
-def town(s, low):
-    s = place(re.sub(r" in \d{4}.*| on .*", '', s), low)
-    if not s or re.match(r"\d|(?:the )?(?:19|20)?\d0s|(?:january|february|march|april|may|june|july|august|september|october|november|december|spring|summer|autumn|winter|work|home|school|love|abroad|scratch|church)\b", s, re.I): return None
+def _town(s, low):
+    s = _place(re.sub(r" in \d{4}.*| on .*", '', s), low)
+    if not s or re.match(r"\d|(?:the )?(?:19|20)?\d0s|(?:january|february|march|april|may|june|july|august|september|october|november|december|(?:the )?(?:spring|summer|autumn|winter)|work|home|school|love|.*(?:family|background)\b|abroad|scratch|church)\b", s, re.I): return None
     return s if re.search(rf"[{_UPPER}]", s) or (low and len(s.split())<4) or re.match(r"(?:an?|the) (?:\w+ ){0,3}(?:town|village|city|farm|island|countryside|suburbs|coast|mountains)", s) else None
 
 _NO_FIRM = _rx(rf"(?:(?:at )?(?:home|night|least|most|all|once|times|last|first|noon|dawn|myself|it|him|peace|free|now|fun|ever|good|long|weekends|work|the (?:moment|weekend|time|best|same)|a (?:living|while)|.*\b{_TIME}|\d.*))$")
 @kind
-def firm(s, low):
-    s = _cut(s, r"as|in|and (?=[a-z])|where|which|that|who|with|on|to|from|near|doing|by|part time|full time|for|during").split(',')[0]
-    return None if _NOT_OBJECT.match(s) or _NO_FIRM.match(s) or len(s.split())>6 else re.sub(r"^an? ", '', s)
+def _firm(s, low):
+    s = _cut(s, r"as|in|and (?=(?-i:[a-z]))|where|which|that|who|with|on|at|to|from|near|doing|by|part time|full time|for|during").split(',')[0]
+    return None if _NOT_OBJECT.match(s) or _NO_FIRM.match(s) or len(s.split())>6 else s
 
 @kind
-def school(s, low):
-    s = firm(s, low)
+def _school(s, low):
+    s = _firm(s, low)
     return s if s and re.search(r"\b(?:school|university|college|academy|high|institute)\b", s, re.I) and len(s.split())>1 and not re.match(r"(?:school|college|university|high school|the (?:school|university)$)\b", s) else None
 
 @kind
-def team(s, low):
-    s = firm(s, low)
-    return s if s and (re.match(rf"(?:the )?[{_UPPER}\d]", s) or low and len(s.split())<3 or re.search(r"\b(?:team|club)$", s)) else None
+def _team(s, low):
+    s = _firm(s, low)
+    return s if s and not re.match(r'(?:my|his|her|our) (?!.*(?:team|club)$)', s) and (re.match(rf"(?:the )?[{_UPPER}\d]", s) or low and len(s.split())<3 or re.search(r"\b(?:team|club)$", s)) else None
 
-# %% ../nbs/12_extraction.ipynb #59cc7897
+# %% ../nbs/12_extraction.ipynb #5b3ebb7e
 @kind
-def thing(s, low):
+def _thing(s, low):
     s = _listed(_cut(s, r"where|whereas|as"))
-    return None if not s or _NOT_OBJECT.match(s) or _POINTING.search(s) or len(s.split())>9 or re.match(r"(?:my|his|our|their) (?:way|own)\b", s) else s
+    return None if not s or _NOT_OBJECT.match(s) or _POINTING.search(s) or len(s.split())>9 or re.match(r"(?:my|his|our|their) (?:way|own)\b", s) or re.search(r"\bones?$", s) else s
+
+_GENERAL = r"beach|ocean|sea|seaside|outdoors|mountains?|rain|snow|sun|sunshine|countryside|city|country|winter|summer|spring|autumn|cold|heat|dark|desert|forest|woods|opera|theater|theatre|cinema|ballet|violin|piano|guitar|cello|internet|gym|color|colour|nineties|eighties|holidays|arts|park|circus|water|night|adrenaline"
 
 @kind
 def liked(s, low):
+    if re.match(rf"the (?!(?:{_GENERAL})\b)[a-z-]+(?: (?!of\b)[a-z-]+)?(?: and the .*)?$", s): return None   # of this talk only: "I love the imagery"
     if re.match(r"to (?:be (?:here|honest|able|sure|clear)|say|think|hear|know|see|tell|ask|admit|believe|talk|help|have|do|imagine|emphasize)\b", s): return None
-    return s if (s:=_listed(_cut(s, r"where|whereas|as"))) and s.startswith('to ') and len(s.split())>1 and not _POINTING.search(s) else thing(s, low)
+    return s if (s:=_listed(_cut(s, r"where|whereas|as"))) and s.startswith('to ') and len(s.split())>1 and not _POINTING.search(s) else _thing(s, low)
+
+def _like(name, pattern):
+    "A kind whose objects match a pattern; its first group is the object."
+    KINDS[name] = lambda s, low: (m:=re.match(pattern, s, re.I)) and m[1].strip()
+
+@kind
+def _learnt(s, low):
+    m = re.match(r"(?:how )?to [a-z]+(?: .+)?", _cut(s))
+    return m[0] if m and not _POINTING.search(m[0]) and len(m[0].split())<8 else _thing(_cut(s, 'on|with|at|in|from|by|for|every|online|via|through'), low) if not s.startswith(('to ','how ')) else None
 
 def _skill(s, low, most=5):
-    s = thing(_cut(s, r"in|at|with|on|for|every|against|to|from|whenever|almost|professionally|by|under|about|during|near|next|together|twice|once"), low)
-    return s if s and len(s.split())<=most and not re.match(r"(?:abroad|hard|late|online|a (?:part|role|trick|character)|tricks?|dumb|dead|games? with|nice|fair|better)\b", s) else None
+    s = _thing(_cut(s, r"in|at|with|on|for|every|against|to|from|whenever|almost|professionally|by|under|about|during|near|next|together|twice|once|(?:,? ?and )?(?:sing|dance|write|draw|paint|read|cook|run|swim|compose|record|teach)$"), low)
+    return s if s and len(s.split())<=most and not re.match(r"(?:the (?:role|part|lottery|fool|field|game)|to|abroad|hard|late|online|a (?:part|role|trick|character)|tricks?|dumb|dead|games? with|nice|fair|better)\b", s) else None
+
+_like('allergy', r"(?:\w+ )??(\w+(?: nut)?) allergy\b")
+@kind
+def _played(s, low): return _skill(re.sub(r'^(?:a bit of|a little) ', '', s), low)
+@kind
+def _study(s, low): return _skill(s, low)
 
 @kind
-def played(s, low): return _skill(s, low)
-@kind
-def study(s, low): return _skill(s, low)
-
-@kind
-def lessons(s, low):
+def _lessons(s, low):
     m = re.match(r"(?:an? )?((?:\w+ ){0,2}\w+) (?:lessons?|class(?:es)?|courses?)\b", s)
     return m and m[1] if m and not _NOT_OBJECT.match(m[1]) else None
 
 @kind
-def language(s, low):
+def _language(s, low):
     s = _cut(s, r"with|at|in|because|to|very|fluently|well|only|for|almost|when")
     names, items = _lexicon('language'), re.split(r",\s*(?:and )?| and | & ", s)
     ok = [re.fullmatch(rf"(?:(?:a little|a bit of|some|fluent|basic|native|broken|also|both|brazilian|mexican|american|british|swiss|mandarin|conversational) )*(?:{names})(?: sign language)?", i, re.I) for i in items]
@@ -245,22 +258,22 @@ def language(s, low):
 
 _SMALL = _rx(r"(?:know|say|ask|tell|talk|thank|hear|think|believe|make sure|understand|be (?:able|sure|clear|honest|here|there|alone|that|like|your?)|see (?:it|that|you|what|how|if)|do (?:it|that|so|this|something|anything)|go(?: (?:to bed|home|there|out|now|back))?$|sleep|cry|die|scream|chat|share|add|mention|try(?: it| that)?$|help|emphasi[sz]e|stress|keep|sound|feel|look|wish|apologi[sz]e|complain|rest|relax|leave|stop|eat|scare|point)\b")
 @kind
-def act(s, low):
+def _act(s, low):
     s = _cut(s, r"where|which|whereas").split(',')[0]
-    if _SMALL.match(s) or not re.match(r"[a-z]+ \w", s) or len(s.split())>10 or re.search(r"\b(?:you|your|that|this|it|I)\b", s): return None
+    if _SMALL.match(s) or not re.match(r"[a-z]+ \w", s) or len(s.split())>10 or re.search(r"\b(?:you|your|that|this|these|those|them|it|I)\b", s): return None
     return s
 
 @kind
-def deed(s, low):
-    return act(s, low) if re.match(r"(?:visit|learn|travel|fly|move|start|study|become|buy|adopt|retire|run|climb|open|write|build|join|quit|get married|marry|take|attend|hike|train|teach|go to [A-Z]|spend|celebrate|finish|apply|volunteer|perform|record|compete)\b", s) else None
+def _deed(s, low):
+    return _act(s, low) if re.match(r"(?:visit|learn|travel|fly|move|start (?!with|by|off|out)|study|become|buy|adopt|retire|climb|open|build|join|get married|marry|attend|hike|train|teach|go to [A-Z]|spend|celebrate|finish|apply|perform|record|compete)\b", s) else None
 
-# %% ../nbs/12_extraction.ipynb #932c5c57
+# %% ../nbs/12_extraction.ipynb #85155f66
 _NO_NAME = {w.casefold() for w in "I The This That It There He She We They You My Our His Her Their What Who How Why When Where Which If And But Or So Not No Yes Ok OK Okay Well Oh Hi Hey Hello Thanks Thank Sorry Please Maybe Everyone Everybody Nobody Someone Somebody Anyone People Life Work Music Time Today Tomorrow Yesterday Now Then Here God Home School Nature Money Love Fine Good Great Bad Happy Sad Tired Busy Sure Glad Back Late Also Actually Just Only Really Everything Nothing Something Anything One Both All Most Some Many Each Another English French Spanish German Italian Dutch Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April June July August September October November December Christmas Easter Winter Summer Spring Autumn Mom Dad Mum Same Those These In On At For With From As By To Being Having Every Any Never Always Sometimes Still Even Especially Like Reading Cooking Hiking Watching Lol Haha Wow Nice Cool Yeah Yep Nope Guess Wait Let Another Such Very Too More Less Do Does Did Is Are Was Were Am Have Has Had Can Could Will Would Should Not".split()}
 
 def _is_name(s:str)->bool: return bool(re.fullmatch(_NAME, s)) and s.split()[0].casefold() not in _NO_NAME
 
 @kind
-def Names(s, low):
+def _Names(s, low):
     m = re.match(rf"{_NAME}(?:(?:, and |, | and | & ){_NAME})*", s)
     if not m: return None
     items = re.split(r", and |, | and | & ", m[0])
@@ -271,59 +284,54 @@ def Names(s, low):
     return m[0][:end]
 
 @kind
-def names(s, low):
-    if n := Names(s, low): return n
+def _names(s, low):
+    if n := _Names(s, low): return n
     m = re.match(rf"((?:\w[\w'-]*)(?: (?:and|&) \w[\w'-]*)?){_EDGE}", s)   # a single name in lower case
-    return m[1] if m and not _NOT_OBJECT.match(m[1]) and m[1].casefold() not in _NO_NAME and not re.match(r"(?:after|an?|the|my|not|to|so|very|quite)\b", m[1], re.I) else None
+    return m[1] if m and not _NOT_OBJECT.match(m[1]) and m[1].casefold() not in _NO_NAME and not re.match(r"(?:after|an?|the|my|not|to|so|very|quite|spelled|pronounced|important|common|rare|weird|unknown|secret|hard|long|short|difficult|funny|old|pretty|beautiful)\b", m[1], re.I) else None
 
 @kind
-def name(s, low):
-    n = names(s, low)
+def _name(s, low):
+    n = _names(s, low)
     return re.split(r", | and | & ", n)[0] if n else None
 
 @kind
-def selfname(s, low):
+def _selfname(s, low):
     m = re.match(rf"({_NAME})(?=$|\s*[,;!(]|\s+(?:and|but|from|by the way|btw)\b)", s)
     if not m or not _is_name(m[1]) or re.fullmatch(rf"(?i:{_lexicon('nationality')}|{_lexicon('religion')}|{_lexicon('sign')}|{_lexicon('diet')})", m[1]) or (m[1].isupper() and len(m[1])<4): return None
     return m[1]
 
 @kind
-def person(s, low):
+def _person(s, low):
     m = re.match(_NAME, s)
     return m[0] if m and _is_name(m[0]) else None
 
 _COUNT = r"(?:\d{1,3}|(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen)"
-_MONTHS = r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)"
-def _like(name, pattern):
-    "A kind whose objects match a pattern; its first group is the object."
-    KINDS[name] = lambda s, low: (m:=re.match(pattern, s, re.I)) and m[1].strip()
-
-_like('age', rf"(?:about to be )?(?:an? (?={_COUNT}[- ]years?[- ]old))?({_COUNT})(?:[- ]y(?:ea)?rs?[- ]old\b|[- ]y/?o\b|(?=$|[,;.!)]|\s+(?:and|but|now|today|already|btw|last|this|yesterday|so|too|lol|as of|years? young)\b))")
+_like('age', rf"(?:an? (?={_COUNT}[- ]years?[- ]old))?({_COUNT})(?:[- ]y(?:ea)?rs?[- ]old\b|[- ]y/?o\b|(?=$|[,;.!)](?!\d)|\s+(?:and|but|now|today|already|btw|last|this|yesterday|so|too|lol|as of|years? young)\b))")
 _like('count', rf"({_COUNT})\b")
 _like('children', rf"({_COUNT}) (?:[a-z]+ ){{0,2}}(?:kids|children)\b(?!\s+(?:named|called))")
 _like('date', rf"((?:the )?\d{{1,2}}(?:st|nd|rd|th)?(?: of)? {_MONTHS}\b(?:,? \d{{4}})?|{_MONTHS}(?: the)? \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? \d{{4}})?|\d{{4}}-\d\d-\d\d|\d{{1,2}}[./-]\d{{1,2}}(?:[./-]\d{{2,4}})?|{_MONTHS}(?=$|[,;.!]))")
 _like('year', r"((?:19|20)\d\d)\b")
-_like('height', r"(\d+(?:[.,]\d+)? ?(?:m|cm|met(?:er|re)s?|feet|foot|ft|centimet(?:er|re)s?)\b(?: \d{1,2}(?: inch(?:es)?)?)?|\d'\s?\d{1,2}\"?|(?:four|five|six|seven) (?:feet|foot)(?: \w+)?)(?=\s*(?:tall|$|[,;.!]))")
+_like('height', r"(\d+(?:[.,]\d+)? ?(?:m|cm|met(?:er|re)s?|feet|foot|ft|centimet(?:er|re)s?)\b(?: \d{1,2}(?: inch(?:es)?)?)?|\d'\s?\d{1,2}\"?|(?:four|five|six|seven) (?:feet|foot)(?: (?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|eleven))?)(?=\s*(?:tall|$|[,;.!]))")
 _like('email', r"([\w.+-]+@[\w-]+(?:\.[\w-]+)+)")
 _like('phone', r"(\+?\d[\d ()/-]{4,}\d)")
 _like('blood', r"((?:AB|A|B|O)(?: ?[+-]| (?:positive|negative|rh \w+))?)(?=$|[\s,;.!])")
-_like('vehicle', r"(?:an? |my )((?:[\w-]+ ?){1,4}?)(?=$|\s*[,;.!]|\s+(?:and|but|to|for|which|that|because|in|so|with|around|every|now)\b)")
+_like('vehicle', r"(?:an? )(?!hard\b)((?:[\w-]+ ?){1,4}?)(?=$|\s*[,;.!]|\s+(?:and|but|to|for|which|that|because|in|so|with|around|every|now)\b)")
 _like('work', r"((?:an?|my(?: \w+)?) (?:[a-z]+ ){0,3}(?:novel|book|thesis|dissertation|memoir|blog|screenplay|opera|musical|play|short story|trilogy|app|boat|house|treehouse|shed)(?: (?:about|on|for) [\w ]{2,40})?)")
 
 @kind
-def title(s, low):
+def _title(s, low):
     if m := re.match(r"(?:an?|the) (?:book|novel|biography|memoir) (?:about|by|on|called) [\w ]{2,40}", s): return _trim(m[0])
-    m = re.match(rf"[{_UPPER}\d][\w'’:-]*(?: (?:(?:of|the|and|in|to|a|an|for|on|by|with|at|from) ){{0,2}}[{_UPPER}\d][\w'’:-]*)*", s)
+    m = re.match(rf"[{_UPPER}\d][\w'’:-]*(?: (?:(?:of|the|and|in|to|a|an|for|on) ){{0,2}}[{_UPPER}\d][\w'’:-]*)*", s)
     return m and m[0]
 
 @kind
-def fav(s, low):
+def _fav(s, low):
     s = _trim(re.sub(r"^(?:definitely|still|always|called|obviously|by far|currently) ", '', s))
-    s = _listed(_cut(s, r"where|whereas|which|that|as")) if not title(s, low) else title(_cut(s), low) if title(s, low)==_cut(s) else _listed(_cut(s, r"which|that"))
+    s = _listed(_cut(s, r"where|whereas|which|that|as")) if not _title(s, low) else _title(_cut(s), low) if _title(s, low)==_cut(s) else _listed(_cut(s, r"which|that"))
     return None if not s or _NOT_OBJECT.match(s) and not re.match(r"[A-Z]", s) or len(s.split())>9 or re.match(r"(?:to|when|probably|not|hard|difficult|my|his|getting)\b", s) or re.search(r"\b(?:you|your)\b", s) else s
 
 @kind
-def pets(s, low):
+def _pets(s, low):
     one = rf"(?:an?|{_COUNT}|some) (?:[a-z]+ ){{0,2}}(?:{_kin('has a {x} named')})"
     m = re.match(rf"({one}(?:(?:, | and ){one})*)(?=$|\s*[;!]|,(?! (?:named|called|who|whose|[{_UPPER}]))|\s+(?:and|but|at home|too|now|who|that)\b)", s)
     return m and m[1]
@@ -334,25 +342,25 @@ def _kin(name:str|None=None)->str:
     rows = [r for r in catalogue()[1] if r['name']!="'s favorite {x} is" and name in (None, r['name'])]
     return '|'.join(sorted({re.escape(w) for r in rows for o in r['of'] for w in o.split('|')}, key=len, reverse=True))
 
-# %% ../nbs/12_extraction.ipynb #2a10bab2
-_ADVERB = r"(?:(?:now|currently|also|really|still|just|absolutely|actually|only|both|recently|originally|usually|often|mostly|mainly|finally|already|always|totally|simply|honestly|happily|newly|all|even|definitely|truly|proudly|basically|presently|certainly|especially|particularly|particular|once|do|does|secretly|sadly|unfortunately|officially|quite|very|so|regularly|sometimes) )"
+# %% ../nbs/12_extraction.ipynb #3ed6d77e
+_ADVERB = r"(?:(?:now|currently|also|really|still|just|absolutely|actually|only|both|recently|originally|usually|often|mostly|mainly|finally|already|always|totally|simply|honestly|happily|newly|even|definitely|truly|proudly|basically|presently|certainly|especially|particularly|particular|once|do|does|secretly|sadly|unfortunately|officially|quite|very|so|regularly|sometimes) )"
 _AS_IS = 'can cannot was were grew came got became'.split()
 
 @dataclass(frozen=True)
 class Pattern:
     "One way to say a relation."
     relation:str      # name, or for a family its template with {x}
-    rx:re.Pattern     # groups: neg, x, o
+    rx:re.Pattern     # groups: neg, bare or third, x, o
     kind:str          # what the object has to be
     own:bool          # behind a possessive?
 
 def _verb(v:str)->str:
     "A verb in its bare form as a pattern for all persons, which may be denied."
-    no = r"(?:(?P<neg>do not|does not|no longer|do no longer|does no longer) )?"
+    no = r"(?:(?P<neg>do not|does not|no longer|do no longer|does no longer) (?:(?:really|actually|particularly|currently|especially|even) )?)?"
     if v=='be': return r"(?:am|is|are|(?:have|has) been)(?P<neg> not(?! (?:only|just|really|always|even))| no longer)?"
     if v=='have': return no+r"(?:have|has)(?: got)?"
     if v in _AS_IS or v.endswith('ed'): return v if v!='can' else r"(?:can|(?P<neg>cannot))"
-    return no+rf"(?:{v}|{v[:-1]+'ies' if v.endswith('y') and v[-2] not in 'aeou' else v+'(?:e?s)'})"
+    return no+rf"(?:(?P<bare>{v})|(?P<third>{v[:-1]+'ies' if v.endswith('y') and v[-2] not in 'aeou' else v+'(?:e?s)'}))"
 
 @lru_cache
 def patterns()->tuple:
@@ -365,23 +373,24 @@ def patterns()->tuple:
         if 'favorite' in rel: xs = r"[a-z-]+(?: [a-z-]+)?"
         for h in hear:
             body, kind = re.fullmatch(r"(.*?) ?\{(\w+)\}", h).groups()
-            body = body.replace('{x}', f'(?P<x>{xs})').replace('{some}', r"(?:(?:an?|one|two|three|four|five|some|my|another) )?(?:[a-z]+ ){0,2}?").replace('{occupation}', rf"an? (?:[a-z-]+ ){{0,3}}?(?:{_lexicon('occupation')})")
+            body = body.replace('{x}', f'(?P<x>{xs})').replace('{some} ', r"(?:(?:an?|one|two|three|four|five|some|my|another) )?(?:[a-z]+ ){0,2}?").replace('{occupation}', rf"an? (?:[a-z-]+ ){{0,3}}?(?:{_lexicon('occupation')})(?<!student)")
             if own:=body.startswith("'s "): body = re.sub(r" be\b", r" (?:is|are)(?P<neg> not)?", body[3:])
             else:
                 v = re.match(r"[a-z]+", body)[0]
                 body = _verb(v)+(rf"(?: {_ADVERB[:-2]}))*" if v in ('be','have') else '')+body[len(v):]
-            res.append(Pattern(rel, re.compile(rf"{_ADVERB}*{body} {_ADVERB}{{0,2}}(?P<o>.+)$"), kind, own))
+            body, ahead = re.fullmatch(r"(.*?)(?: (\(\?[=!].*))?", body).groups()   # what the object must begin with
+            res.append(Pattern(rel, re.compile(rf"{_ADVERB}*{body} {_ADVERB}{{0,2}}{ahead or ''}(?P<o>.+)$"), kind, own))
     return tuple(res)
 
 def _of(row, x): return row['name'].replace('{x}', x.split('|')[0])
 
-# %% ../nbs/12_extraction.ipynb #b265e93a
-_NP = rf"(?:(?P<own>(?i:my|our|his|her|their)|{_NAME}'s) )(?P<adj>(?:(?:older|younger|little|big|twin|eldest|oldest|youngest|elder|dear|good|close|old|new|best|lovely|baby|only|first|second|sweet|beloved|pet) )*)(?P<kin>KIN)\b(?:,? (?P<kname>{_NAME})(?!'s)\b,?)?(?:'s (?P<kin2>KIN)\b(?: (?P<kname2>{_NAME}))?)?"
+# %% ../nbs/12_extraction.ipynb #59535cfc
+_NP = rf"(?:(?P<own>(?i:my|our|his|her|their)|{_NAME}'s) )(?P<adj>(?:(?:older|younger|little|big|twin|eldest|oldest|youngest|elder|dear|good|close|old|new|lovely|baby|only|first|second|sweet|beloved|pet) )*)(?P<kin>KIN)\b(?:,? (?P<kname>{_NAME})(?!'s)\b,?)?(?:'s (?P<kin2>KIN)\b(?: (?P<kname2>{_NAME}))?)?"
 @lru_cache
 def _np(): return re.compile(_NP.replace('KIN', _kin()+'|parents|grandparents|siblings|in-laws'))
 
-_SPLIT = _rx(r"(\s*(?:[;:,()]|\s[–—-]+\s|—|\b(?:and|but|so|because|cause|cuz|although|though|while|whereas|yet|plus|then|who|except)\b)\s*)")
-_LEAD = _rx(r"(?:(?:well|actually|by the way|btw|also|and|but|so|oh|ah|hi|hey|hello|yes|yeah|yep|no|nope|ok|okay|sorry|oops|wait|hmm+|um+|uh|honestly|to be honest|tbh|frankly|sadly|unfortunately|luckily|fortunately|now|then|anyway|besides|plus|because|in fact|of course|sure|correction|update|fyi|ps|for the record|fun fact|guess what|it turns out(?: that)?|turns out|the truth is(?: that)?|please|just so you know|these days|nowadays|currently|at the moment|right now|today|recently|lately|finally|as well|thanks|thank you|good (?:morning|evening|afternoon)|too|haha+|lol|same here|me too|nice to meet you|in my (?:free|spare) time|for fun|after work|at work|on (?:the )?(?:week(?:end|day)s?|\w+days?)|in the (?:morning|evening|afternoon|summer|winter|spring|autumn)s?|(?:last|this|next) (?:week|weekend|month|year|spring|summer|autumn|fall|winter)|since \w+(?: \d{4})?|as (?:I|you) (?:said|know)|personally|myself|apart from that|otherwise|meanwhile|there|again|(?:please )?(?:remember|note|know|keep in mind|do not forget|you should know|I should (?:mention|say|add|tell you)|I (?:must|have to) (?:admit|say)|I can tell you|let me tell you|I forgot to (?:say|mention))(?: that)?)(?:\s*[,:;!-]+\s*|\s+))")
+_SPLIT = _rx(r"(\s*(?:,\s*where(?= (?:I|he|she|we)\b)|[;,()]|:(?! The\b)|\s[–—-]+\s|—|\b(?:and|but|so|because|cause|cuz|although|though|while|whereas|yet|plus|then|who|except)\b)\s*)")
+_LEAD = _rx(r"(?:(?:well|actually|by the way|btw|also|and|but|so|oh|ah|hi|hey|hello|yes|yeah|yep|no|nope|ok|okay|sorry|oops|wait|hmm+|um+|uh|honestly|to be honest|tbh|frankly|sadly|unfortunately|luckily|fortunately|now|then|anyway|besides|plus|because|in fact|of course|sure|correction|update|fyi|ps|for the record|fun fact|guess what|it turns out(?: that)?|turns out|the truth is(?: that)?|please|just so you know|these days|nowadays|currently|at the moment|right now|today|recently|lately|finally|as well|thanks|thank you|good (?:morning|evening|afternoon)|too|haha+|lol|same here|me too|nice to meet you|in my (?:free|spare) time|for fun|after work|at work|on (?:the )?(?:week(?:end|day)s?|\w+days?)|in the (?:morning|evening|afternoon|summer|winter|spring|autumn)s?|(?:last|this|next) (?:week|weekend|month|year|spring|summer|autumn|fall|winter)|since \w+(?: \d{4})?|as (?:I|you) (?:said|know)|personally|myself|apart from that|otherwise|meanwhile|there|again|(?:please )?(?:remember|note|know|keep in mind|do not forget|you should know|I should (?:mention|say|add|tell you)|I (?:must|have to) (?:admit|say)|I can tell you|let me tell you|I forgot to (?:say|mention)|I (?:just |have |recently )*(?:found out|learned|learnt|realized|realised|discovered)(?= (?:that )?I\b))(?: that)?)(?:\s*[,:;!-]+\s*|\s+))")
 _SUBJECT = _rx(r"(?:I|he|she|they|we|it|you|this|that|there|these|those|everyone|everybody|nobody|someone|not|never|what|who|where|when|why|how|please|let|thank|here)\b|(?:the|an?|your|my|our|his|her|their) (?:[\w'-]+ ){1,4}?(?:is|are|was|were|has|have|had|will|can|does|do|did)\b")
 _INFINITIVE = re.compile(r"\b(?:want|wants|plan|plans|planning|going|like|likes|love|loves|hope|hopes|need|needs|try|trying|hate|hates|learning|prefer|prefers) to \w+")
 
@@ -390,13 +399,13 @@ def _lead(s:str)->str:
     while (m := _LEAD.match(s)) and m.end()<len(s): s = s[m.end():]
     return s
 
-def _known_verb(s:str)->bool: return any(not p.own and p.rx.match(s) for p in patterns())
+def _known_verb(s:str)->bool: return not s.startswith('like ') and any(not p.own and p.rx.match(s) for p in patterns())
 
 def _opens(s:str, clause:str)->bool:
     "Does a new clause begin here?"
     s = _lead(s)
     if _SUBJECT.match(s): return True
-    if m := _np().match(s): return bool(re.match(r",? \w", s[m.end():])) and _known_verb(s[m.end():].lstrip(' ,')) or bool(re.match(r"'s|,? (?:is|are|was|has|have|will|can|does|did)\b", s[m.end():]))
+    if m := _np().match(s): return bool(re.match(r",? \w", s[m.end():])) and _known_verb(s[m.end():].lstrip(' ,')) or bool(re.match(r"'s? |,? (?:is|are|was|has|have|will|can|does|did)\b", s[m.end():]))
     if re.match(r"(?:my|our|his|her|their) ", s): return any(p.own and p.rx.match(s.split(' ',1)[1]) for p in patterns())
     if m := re.match(rf"{_NAME}(?:'s)? ", s): return bool(re.match(r"(?:is|are|was|has|will|does|can)\b", s[m.end():])) or any(p.rx.match(s[m.end():]) and not p.own for p in patterns() if not s[m.end():m.end()+1].isupper())
     return _known_verb(s) and not _INFINITIVE.search(clause)
@@ -416,7 +425,7 @@ def clauses(
         else: res[-1] = (res[-1][0], res[-1][1]+sep+part)
     return [(a.strip().casefold(), _lead(b.strip())) for a,b in res if b.strip(' ,')]
 
-# %% ../nbs/12_extraction.ipynb #dfe8aa65
+# %% ../nbs/12_extraction.ipynb #2c03d51d
 @dataclass
 class Person:
     "Somebody, or some animal, in the conversation."
@@ -433,6 +442,8 @@ class Listener:
     last:list = field(default_factory=list)    # facts of the turn before, for "I meant ..."
     turn:int = 0
     sentence:int = 0
+    denied:tuple = ()                          # what has just been denied, for "it is not blue, it is red"
+    quotes:list = field(default_factory=list)  # of this turn
 
 _FITS = dict(he='m any pet', she='f any pet', they='many', it='pet', his='m any pet', her='f any pet', their='many')
 
@@ -457,23 +468,27 @@ def who(self:Listener, pronoun:str)->str|None:
     if len(fit)>1: fit = [p for p in fit if p.leads]
     return fit[0].label if len(fit)==1 else None
 
-def _singular(kin:str)->str:
-    "The family word as the catalogue names it."
+_NO_FAVORITE = 'thing things one ones part way kind type hobby hobbies activity person people'.split()
+
+def _singular(word:str)->str:
+    "A word of a family as the catalogue names it."
     for r in catalogue()[1]:
         for o in r['of']:
-            if kin in o.split('|'): return o.split('|')[0]
-    return kin
+            if word in o.split('|') or word==o+'s': return o.split('|')[0]
+    return word
 
 def _gender(kin:str)->str:
     words, one = relation_data()['words'], _singular(kin)
     if re.fullmatch(_kin('has a {x} named'), kin): return 'pet' if one==kin else 'many'
     return 'many' if one!=kin or kin in ('parents','grandparents','siblings','in-laws') else 'm' if kin in words['male'].split() else 'f' if kin in words['female'].split() else 'any'
 
+def _gender_of(ear, label:str)->str: return next((p.gender for p in ear.people if p.label==label), 'any')
+
 def _called(kin:str)->str:
     "The relation from a person to the name of their relative or pet."
     return f"has a {_singular(kin)} named" if re.fullmatch(_kin('has a {x} named'), kin) else f"'s {_singular(kin)} is called"
 
-# %% ../nbs/12_extraction.ipynb #c9e43dfb
+# %% ../nbs/12_extraction.ipynb #9093e7e6
 @dataclass(frozen=True)
 class Heard:
     "Something that the person said."
@@ -488,25 +503,26 @@ def owner(self:Listener, word:str)->str|None:
     return 'I' if w in ('my','our') else self.who(w) if w in ('his','her','their') else word[:-2]
 
 @patch
-def relative(self:Listener, m, tell)->str|None:
-    "The subject that a noun phrase with a family word names; `tell` is given the names learnt on the way."
-    who = self.owner(m['own'])
-    if not who: return None
-    for kin, name, adj in ((m['kin'], m['kname'], m['adj']), (m['kin2'], m['kname2'], '')):
-        if not kin: break
+def relative(self:Listener, m, tell)->tuple:
+    "The subject that a noun phrase with a family word names, and (owner, family word, adjectives); `tell` is given the names learnt on the way."
+    who, kin = self.owner(m['own']), None
+    if not who: return None, None
+    for word, name, adj in ((m['kin'], m['kname'], m['adj']), (m['kin2'], m['kname2'], '')):
+        if not word: break
         if name and not _is_name(name): name = None
-        many = _gender(kin)=='many'
-        known = self.names.get((who, kin), [])
+        many = _gender(word)=='many'
+        kin, known = (who, word, adj), self.names.get((who, word), [])
         if name and not many:
-            tell(who, _called(kin), name)
-            self.call(who, kin, name, adj)
+            tell(who, _called(word), name)
+            self.call(*kin[:2], name, adj)
             who = name
         elif len(known)==1 and not adj and not many: who = known[0]
         else:
-            who = f'my {adj}{kin}' if who=='I' else f"{who}'s {adj}{kin}"
-            if many or kin!=_singular(kin): self.mention(who, 'many')
-            else: self.mention(who, _gender(kin))
-    return who
+            who = _label(*kin)
+            self.mention(who, 'many' if many or word!=_singular(word) else _gender(word))
+    return who, kin
+
+def _label(owner, word, adj=''): return f"my {adj}{word}" if owner=='I' else f"{owner}'s {adj}{word}"
 
 @patch
 def call(self:Listener, owner:str, kin:str, name:str, adj:str=''):
@@ -515,13 +531,14 @@ def call(self:Listener, owner:str, kin:str, name:str, adj:str=''):
     one, had = _singular(kin), self.names.setdefault((owner, _singular(kin)), [])
     for n in parts:
         if n not in had: had.append(n)
-        label = f'my {adj}{kin}' if owner=='I' else f"{owner}'s {adj}{kin}"
+        label = _label(owner, kin, adj)
         self.people = [p for p in self.people if p.label!=label]
         self.mention(n, _gender(one))
     if len(parts)>1: self.mention(name, 'many')
 
-# %% ../nbs/12_extraction.ipynb #ff442011
+# %% ../nbs/12_extraction.ipynb #7dacd6e8
 _WE = {'lives in','lives near','comes from','has children','has a {x} named',"'s {x} is called",'owns','plans to','speaks','drives'}
+_MODAL = re.compile(rf"{_ADVERB}*(?:should|could|would|might|may|will|must|can|cannot|shall|used to|do not|does not|did|never|(?:am|is|are|was|were) (?:not |just )?(?:going|about|able|trying|allowed|supposed) to|tr(?:y|ies|ied)|get|gets|got|have to|has to|need|needs|hope|hopes|seem|seems|let)\b")
 _END_OF = _rx(r"\b(?:any ?more|any longer|no longer)\b")
 _STOPPED = re.compile(r"(?:have |has )?(?:recently |finally |just )?(?:stopped|quit|gave up|given up) ([a-z]+ing) (.+)$")
 _LEFT = [(re.compile(r"(?:have |has )?(?:recently |just )?(?:quit|left|lost) (?:my|his|her|the|their) job (?:at|with) (.+)$"), 'works at', 'firm'),
@@ -531,8 +548,9 @@ _LEFT = [(re.compile(r"(?:have |has )?(?:recently |just )?(?:quit|left|lost) (?:
 def subject(self:Listener, s:str, before:str, sep:str, tell)->tuple:
     "Subject of a clause, its family word if it has one, whether it owns what follows, and the rest."
     if sep=='who':
-        m = next((m for m in _np().finditer(before) if m.end()==len(before.rstrip(' ,'))), None)
-        if m: return self.relative(m, tell), None, False, s
+        before = before.rstrip(' ,')
+        m = next((m for m in _np().finditer(before) if m.end()==len(before)), None)
+        if m: return self.relative(m, tell)[0], None, False, s
         m = re.search(rf"(?:^|\s)(?:an?|one) ((?:\w+ )?)({_kin()})(?: ({_NAME}))?,?$", before.strip())
         if m and not (m[3] and _is_name(m[3])): self.mention(f'my {m[2]}', _gender(m[2]))
         return (m[3] if m and m[3] else m and f'my {m[2]}'), None, False, s
@@ -542,9 +560,8 @@ def subject(self:Listener, s:str, before:str, sep:str, tell)->tuple:
     if m := _np().match(s):
         if re.match(r",? and I ", s[m.end():]): self.relative(m, tell); return 'I', None, False, re.sub(r"^,? and I ", '', s[m.end():])
         rest = s[m.end():].lstrip(' ,')
-        kin = None if m['kname'] or m['kin2'] else m
-        who = self.relative(m, tell)
-        return (who, kin, True, rest[3:]) if rest.startswith("'s ") else (who, kin, False, rest)
+        who, kin = self.relative(m, tell)
+        return (who, kin, True, rest.partition(' ')[2]) if re.match(r"'s? ", rest) else (who, kin, False, rest)
     if m := re.match(r"(my|our|his|her|their) ", s, re.I): return self.owner(m[1]), None, True, s[m.end():]
     if m := re.match(rf"({_NAME})(?:, | (?=\w)|('s) )", s):
         if _is_name(m[1]): return m[1], None, bool(m[2]), s[m.end():]
@@ -558,6 +575,7 @@ def clause(self:Listener, s:str, current:str|None, before:str, sep:str, low:bool
     if m := re.match(r"(?:please )?forget (?:that )?(?=I |my )", s, re.I):
         s, outer = s[m.end():], tell
         tell = lambda a, r, o, action='add': outer(a, r, o, 'retract')
+    s = re.sub(r"^(?:Mom|Mum|Dad|Grandma|Grandpa)(?=(?:'s)? )", lambda m: 'my '+m[0].lower(), s)
     explicit = _opens(s, '') and not _known_verb(s)
     who, kin, own, rest = self.subject(s, before, sep, tell) if explicit or sep=='who' or not current else (current, None, False, s)
     if not who: return None
@@ -569,40 +587,45 @@ def clause(self:Listener, s:str, current:str|None, before:str, sep:str, low:bool
         rest = next((t for t in (f'is {m[1]} {m[2]}', f'{m[1][:-3]} {m[2]}', f'{m[1][:-3]}e {m[2]}') if _known_verb(t)), '')
         outer = tell; tell = lambda a, r, o, action='add': outer(a, r, o, 'retract')
     self.match(rest, who, kin, own, we, low, quotes, tell)
-    return None if own else who
+    return None if own or _MODAL.match(rest) else who
 
 @patch
-def match(self:Listener, rest:str, who:str, kin, own:bool, we:bool, low:bool, quotes:list, tell):
+def match(self:Listener, rest:str, who:str, kin, own:bool, we:bool, low:bool, quotes:list, tell, done=()):
     "Try all patterns on what follows the subject."
-    done = set()
+    done = set(done)
     for p in patterns():
         if p.own!=own or p.relation in done or we and p.relation not in _WE: continue
         m = p.rx.match(rest)
         if not m or p.kind=='selfname' and who!='I' and not kin: continue
+        groups = m.groupdict()
+        if groups.get('third' if who=='I' else 'bare') and not groups['neg'] and _gender_of(self, who)!='many': continue   # "sounds like fun" has no subject that likes
         o = m['o']
+        if p.kind in ('name','names') and (groups['neg'] if 'neg' in groups else '') and not o[0].isupper(): continue   # "is not important"
         q = re.match(f'{_MARK}(.){_MARK}*', o)
         if q: o = quotes[ord(q[1])-_FIRST] if p.kind in ('fav','title','name','names') and ord(q[1])-_FIRST<len(quotes) else None
-        else: o = KINDS[p.kind](o, low)
+        else: o = KINDS[p.kind](_trim(o), low)
         if not o: continue
-        groups = m.groupdict()
         denied, over = bool(groups.get('neg')), bool(_END_OF.search(rest))
         relation, subject = p.relation, who
         if relation=='likes' and denied and not over: relation, denied = 'dislikes', False
         if p.kind=='selfname' and kin and denied: continue
+        if relation=='is called' and not kin and (n := _np().fullmatch(who)): kin = self.relative(n, tell)[1]   # "my best friend ... her name is Daisy"
         if kin and relation=='is called':
-            relation, subject = _called(kin['kin']), self.owner(kin['own'])
-            o = KINDS['names'](m['o'], low) or o
-            if not subject: continue
-            if not denied: self.call(subject, kin['kin'], o, kin['adj'])
+            subject, word, adj = kin
+            relation, o = _called(word), KINDS['names'](m['o'], low) or o
+            if not denied: self.call(subject, word, o, adj)
         elif groups.get('x'):
-            x = groups['x']
+            if groups['x'] in _NO_FAVORITE: continue
+            x = _singular(groups['x'] if not re.search(r'[^s]s are\b', rest) or groups['x'] in _kin().split('|') else groups['x'][:-1])
             relation = f"'s favorite {x} is" if 'favorite' in relation else _called(x)
             if 'favorite' not in relation and not denied: self.call(who, _singular(x), o)
         done.add(p.relation)
+        if denied and own: self.denied = subject, relation
         tell(subject, relation, o, 'retract' if denied or over else 'add')
-        if p.kind in ('names','Names'):   # "... called Biscuit and two cats, Salt and Pepper"
-            more = re.match(rf".*?{re.escape(o)},? and (.+)$", m['o'])
-            if more: self.match('have '+more[1], who, None, False, we, low, quotes, tell)
+    if not own and (more := re.match(r"(am|is|are) [^,]+?,? and ((?:an? )?[\w -]+)$", rest)):   # "I am 40 and single"
+        self.match(f'{more[1]} {more[2]}', who, kin, False, we, low, quotes, tell, done)
+    if more := re.match(r"ha(?:ve|s)(?: got)? .+?,? and ((?:an?|one|two|three|four|five|some) .+)$", rest):   # "a dog called Biscuit and two cats, Salt and Pepper"
+        self.match('have '+more[1], who, None, False, we, low, quotes, tell, {r for r in done if '{x}' not in r})
 
 _INVERSE = re.compile(r"(?P<o>.+?) (?:is|are) (?P<own>my|his|her|our) (?P<n>favorite (?P<x>[a-z]+(?: [a-z]+)?)|hobby|passion)$")
 _IS_KIN = r"(?P<o>{name}|he|she|He|She) is (?P<own>my|our|his|her) (?P<kin>{kin})$"
@@ -611,17 +634,22 @@ _IS_KIN = r"(?P<o>{name}|he|she|He|She) is (?P<own>my|our|his|her) (?P<kin>{kin}
 def inverse(self:Listener, s:str, low:bool, tell)->bool:
     'Hear "Blue is my favorite color", "Mara is my sister".'
     s = _trim(s)
+    if (m := re.fullmatch(rf"(?:(?:[Yy]ou can|[Pp]lease|[Jj]ust|[Ee]veryone|[Pp]eople|(?:[Mm]y )?[Ff]riends) )*[Cc]all me ({_NAME})", s)) and _is_name(m[1]): tell('I', 'is nicknamed', m[1]); return True
+    if (m := re.fullmatch(r"it is (.+)", s)) and self.denied and (o := KINDS['fav'](m[1], low)): tell(*self.denied, o); return True
     if m := re.match(_IS_KIN.format(name=_NAME, kin=_kin()), s):
         name, who = (self.who(m['o']) if m['o'].casefold() in _FITS else m['o']), self.owner(m['own'])
         if name and who and _is_name(name) and name!=who: tell(who, _called(m['kin']), name); self.call(who, m['kin'], name); return True
     if (m := _INVERSE.match(s)) and (who := self.owner(m['own'])):
         q = re.fullmatch(f'{_MARK}(.){_MARK}*', m['o'])
         o = self.quotes[ord(q[1])-_FIRST] if q else KINDS['fav'](m['o'], low)
-        if o: tell(who, f"'s favorite {m['x']} is" if m['x'] else 'has the hobby', o); return True
+        if o and (q or not _NOT_OBJECT.match(o)) and m['x'] not in _NO_FAVORITE:
+            tell(who, f"'s favorite {_singular(m['x'])} is" if m['x'] else 'has the hobby', o)
+            return True
     return False
 
-# %% ../nbs/12_extraction.ipynb #5f80fd12
-_MEANT = _rx(r"(?:no|sorry|oops|wait|actually|correction|I mean|ah|oh|well)?[\s,:]*(?:I meant|I mean|it is|make that)(?: to say)? (?P<o>[^,]+?)(?:,? not (?P<old>.+))?$")
+# %% ../nbs/12_extraction.ipynb #d6b27a6d
+_GONE = _rx(r"\b(?:lost|passed away|died|put down|deceased|late|ex|former|used to|had)\b")
+_MEANT = _rx(r"(?:no|sorry|oops|wait|actually|correction|I mean|ah|oh|well)?[\s,:]*(?:(?:I meant|I mean|make that)(?: to say)? (?P<o>[^,]+?)(?:,? not (?P<old>.+))?|it is (?P<o2>[^,]+?),? not (?P<old2>.+)|not (?P<old3>[^,]+), (?:but )?(?P<o3>[^,]+))$")
 
 def _squash(s:str)->str: return ' '.join(s.replace('’', "'").casefold().split())
 
@@ -658,9 +686,15 @@ def listen(
 def sentence_heard(self:Listener, s:str, question:bool, tell):
     "Hear one sentence."
     low = not re.search(rf"\b(?!I\b)[{_UPPER}]", s[1:])
+    for p in self.people:   # in lower case, known names are still names
+        if low and re.fullmatch(_NAME, p.label): s = re.sub(rf"(?:^|(?<=, )|(?<=and )|(?<=but )|(?<=that )){re.escape(p.label.lower())}(?='s? | (?:is|has|\w+s) )", p.label, s)
+    s = re.sub(rf"\b({_kin()}): (?=[{_UPPER}])", r'\1, ', s)
     kept = asserted(s, question)
-    for m in _np().finditer(s): self.relative(m, tell if m.end()<=len(kept) and s.startswith(kept) else lambda *_: None)
-    current, before = None, ''
+    for m in () if _GONE.search(s) else _np().finditer(s):
+        if m['own'].casefold() not in _FITS: self.relative(m, tell if m.end()<=len(kept) and s.startswith(kept) else lambda *_: None)
+    current, before, self.denied = None, '', ()
+    for m in re.finditer(rf"\b(?:have|got|has|adopted|bought|rescued) an? (?:\w+ ){{0,2}}?({_kin()})\b(?! (?:named|called|{_NAME}))", kept):
+        if re.match(r"(?:I|[Ww]e)\b", _lead(kept)) and ('I', m[1]) not in self.names: self.mention(f'my {m[1]}', _gender(m[1]))
     for sep, c in clauses(kept) if kept else ():
         who = self.clause(c, current if sep in ('and',',','but','','so','plus','then','yet') else None, before, sep, low, self.quotes, tell)
         current, before = who or (current if before=='' else None), c
@@ -668,10 +702,10 @@ def sentence_heard(self:Listener, s:str, question:bool, tell):
 @patch
 def meant(self:Listener, m, ground:str)->list:
     'Correct the turn before: "I meant coffee, not tea".'
-    old = _squash(m['old']) if m['old'] else ''
+    o, old = (m['o'] or m['o2'] or m['o3']), _squash(m['old'] or m['old2'] or m['old3'] or '')
     fit = [f for f in self.last if not old or old in _squash(f.object)]
     if len(fit)!=1: return []
-    o = _trim(m['o']).strip(' .!')
+    o = _trim(o).strip(' .!')
     if not o or len(o.split())>5 or _NOT_OBJECT.match(o) or _squash(o) not in ground: return []
     return [Heard(Fact(fit[0].subject, fit[0].relation, o), 'add', (0, len(ground)))]
 
@@ -687,3 +721,18 @@ def hear(
     for t in list(previous)[-MOST_PREVIOUS:]:
         if isinstance(t, str): ear.listen(t[:2000])
     return ear.listen(text) if isinstance(text, str) else []
+
+# %% ../nbs/12_extraction.ipynb #b01dce88
+def score(
+    turns # of (text, wanted): what is said, and what should be heard, as (action, Fact) pairs
+)->tuple: # numbers of facts heard rightly, heard wrongly, missed, and a list of the last two with their turns
+    "Compare what is heard in a conversation with what should be."
+    right, wrong, missed, which, previous = 0, 0, 0, [], []
+    alike = lambda a, b: a[0]==b[0] and same_fact(a[1], b[1])
+    for text, wanted in turns:
+        got = [(h.action, h.fact) for h in hear(text, previous)]
+        bad = [('wrong', text, g) for g in got if not any(alike(g, w) for w in wanted)]
+        gone = [('missed', text, w) for w in wanted if not any(alike(g, w) for g in got)]
+        right, wrong, missed, which = right+len(wanted)-len(gone), wrong+len(bad), missed+len(gone), which+bad+gone
+        previous.append(text)
+    return right, wrong, missed, which

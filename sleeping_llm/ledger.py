@@ -451,7 +451,7 @@ def find(self:Ledger, fact:Fact)->Record|None:
     "The live record that says the same, if there is one"
     return next((r for r in self.facts() if same_fact(r.fact, fact)), None)
 
-# %% ../nbs/07_ledger.ipynb #c9907575
+# %% ../nbs/07_ledger.ipynb #f58b6c13
 @patch
 def _set_status(self:Ledger, rec, status, by=None):
     "Give a fact another status"
@@ -492,7 +492,7 @@ def add_fact(self:Ledger,
                        fact.subject, fact.relation, fact.object, fact.prompt, source, now, now).lastrowid
         self._change('fact', id, None, 'live')
         self.log('live', fact=id)
-        for old in [supersedes] if isinstance(supersedes, int) else supersedes or (): self.retire(old, by=id)
+        for old in [supersedes] if isinstance(supersedes, int) else dict.fromkeys(supersedes or ()): self.retire(old, by=id)
     return self.fact(id)
 
 # %% ../nbs/07_ledger.ipynb #bd4fadd5
@@ -610,7 +610,7 @@ def replace_edit(self:Ledger,
         else: self._drop(f'edit = ? AND {_OLD}', edit_id)
         self.log('replaced', edit=edit_id)
 
-# %% ../nbs/07_ledger.ipynb #dede9915
+# %% ../nbs/07_ledger.ipynb #fc492758
 @patch
 def _in_place(self:Ledger, c):
     "Whether what change `c` did still stands and can be reversed"
@@ -639,7 +639,7 @@ def undo(self:Ledger)->Operation:
         else: raise LedgerError('there is nothing to undo')
         added = [c['which'] for c in done if c['what']=='fact' and c['was'] is None]
         ended = [c['which'] for c in done if c['what']=='fact' and c['which'] not in added]
-        res = Operation(op['id'], op['kind'], op['created'], tuple(added), tuple(ended), tuple({c['which'] for c in done if c['what']=='edit'}))
+        res = Operation(op['id'], op['kind'], op['created'], tuple(added), tuple(ended), tuple(sorted({c['which'] for c in done if c['what']=='edit'})))
         self.log('undo', operation=res.id, added=res.added, superseded=res.superseded, edits=res.edits)
     return res
 
