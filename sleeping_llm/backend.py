@@ -49,7 +49,7 @@ def locate(tokenizer,  # a fast tokenizer
     start = min(i for i,(a,b) in enumerate(enc["offset_mapping"]) if b>len(text))
     return Site(tuple(enc["input_ids"]), pos, max(start,pos+1), weight, fact)
 
-# %% ../nbs/02_backend.ipynb #57decc62
+# %% ../nbs/02_backend.ipynb #d549f62e
 class Backend(Protocol):
     "What the system asks of a language model. Layers are numbered from 0; `d` is the width of a key."
     name:str            # what the user asked for
@@ -72,6 +72,9 @@ class Backend(Protocol):
     def fit_values(self, sites:list, layer:int, **options)->tuple: "One value per fact, added to the residual stream after `layer`."
     def fit_residuals(self, sites:list, V:dict, cost:dict, **options)->tuple: "U per layer for given V, through the real write."
     def set_edits(self, factors:dict)->None: "layer -> (U, V): replaces all edit factors."
+    def make_lora(self, rank:int, last:int=0, mlp_layers=())->None: "Create the long-term LoRA, empty."
+    def mlp_lora(self)->dict: "layer -> (U, V) of the long-term LoRA on MLP outputs."
+    def set_mlp_lora(self, factors:dict, rank:int)->None: "Set the long-term LoRA on MLP outputs."
     def train_lora(self, batches, **options)->dict: "Continue the long-term LoRA on batches of examples."
     def lora(self)->dict: "The long-term LoRA's tensors."
     def set_lora(self, tensors:dict|None)->None: "Replace (or remove) the long-term LoRA."

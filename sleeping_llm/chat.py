@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'SleepingLLM', 'command']
 
-# %% ../nbs/13_chat.ipynb #dc8ad976
+# %% ../nbs/13_chat.ipynb #b844b844
 import time
 from pathlib import Path
 from fastcore.basics import patch
@@ -17,6 +17,7 @@ from .facts import Fact,FactError,is_recalled,relation_of,same_fact,statement
 from .health import NEUTRAL,health,perplexity
 from .ledger import Ledger,LedgerError,Record
 from .lora import relearn
+from .memit import stack
 from .memory import Memory
 from .settings import Settings
 from .sleep import bar,run_nap,run_night
@@ -87,14 +88,15 @@ def facts(self:SleepingLLM)->list:
     "Records of all live facts, oldest first."
     return self.ledger.facts()
 
-# %% ../nbs/13_chat.ipynb #b1d86870
+# %% ../nbs/13_chat.ipynb #1bbe268f
 @patch
 def _relearn(self:SleepingLLM, progress=None):
     "A fresh LoRA for all facts that have reached the old one."
     kept = [r for r in self.ledger.facts() if r.stage>0]
-    m = self.settings.memit
+    m,ids = self.settings.memit,{r.edit for r in kept}
+    factors = stack((1.,self.memory.factors(e)) for e in self.ledger.edits() if e.id in ids)
     with self.ledger.transaction():
-        if kept: relearn(self.backend, [r.fact for r in kept], dreams(self.backend,m.covariance_samples,m.covariance_tokens,self.settings.paths.cache,self.progress), self.settings, self.ledger.get("night",0), progress)
+        if kept: relearn(self.backend, [r.fact for r in kept], factors, dreams(self.backend,m.covariance_samples,m.covariance_tokens,self.settings.paths.cache,self.progress), self.settings, self.ledger.get("night",0), progress)
         else: self.backend.set_lora(None)
         self.ledger.put_adapter(self.backend.lora(), dict(night=self.ledger.get("night",0), facts=[r.id for r in kept]))
 

@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError, to_json
 _SEEDS = dict(
     memit=dict(method='spread', protect='none', lambda_reg=0.1, max_active_edits=50, covariance_samples=200,
                v_lr=0.5, v_steps=30, chat_contexts=0, raw_contexts=1),
-    lora=dict(num_layers=8, learning_rate=1e-4, iters_per_fact=10, min_iters=1, batch_size=1, kl_weight=0.0))
+    lora=dict(method='distill', num_layers=8, learning_rate=1e-4, iters_per_fact=10, min_iters=1, batch_size=1, kl_weight=0.0))
 
 def _seeds_for(
     layers:range,     # decoder layers to edit
@@ -92,13 +92,14 @@ class MemitSettings(Section):
 class LoraSettings(Section):
     "`[lora]`: the long-term adapter, taught by distillation during sleep"
     enabled: bool = Field(True, description='whether sleep trains it')
-    num_layers: int = Field(12, ge=1, le=1000, description='last decoder layers that carry it')
-    rank: int = Field(16, ge=1, le=1024, description='rank of the update')
+    method: Literal['fold','distill'] = Field('fold', description='start from the edits, on the layers they are in; or from nothing, on the last layers')
+    num_layers: int = Field(12, ge=1, le=1000, description='distill: last decoder layers that carry it')
+    rank: int = Field(32, ge=1, le=1024, description='rank of the update')
     learning_rate: float = Field(1e-3, gt=0, le=1, description='peak learning rate')
     iters_per_fact: int = Field(4, ge=1, le=10_000, description='training steps a fact')
-    min_iters: int = Field(60, ge=1, le=1_000_000, description='fewest training steps a night')
+    min_iters: int = Field(30, ge=1, le=1_000_000, description='fewest training steps a night')
     batch_size: int = Field(8, ge=1, le=4096, description='question-answer pairs a step')
-    kl_weight: float = Field(1.0, ge=0, le=1000, description='weight of staying close to the base model on its own text')
+    kl_weight: float = Field(3.0, ge=0, le=1000, description='weight of staying close to the base model on its own text')
 
 class ConsolidationSettings(Section):
     "`[consolidation]`: how an edit dissolves once the adapter knows its fact"

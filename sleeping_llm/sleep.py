@@ -151,7 +151,7 @@ def refresh(self:Night, rec, sick):
     self.m.apply()
     return better
 
-# %% ../nbs/11_sleep.ipynb #bd387a42
+# %% ../nbs/11_sleep.ipynb #cae593b9
 @patch
 def consolidate(self:Night):
     with self.step(5) as found:
@@ -164,7 +164,9 @@ def consolidate(self:Night):
         def told(i,n,loss,kl):
             if self.stop(): raise KeyboardInterrupt("sleep was cancelled: nothing was changed")
             self.note(i, n, f"loss {loss:.2f}, KL {kl:.3f}")
-        curves = consolidate(self.b, [r.fact for r in records], [r.stage<last for r in records], neutral, self.s, self.number, told)
+        new = {r.edit for r in records if r.stage==0 and r.edit is not None}   # the others are in the LoRA already
+        factors = stack((1.,self.m.factors(e)) for e in self.ledger.edits() if e.id in new)
+        curves = consolidate(self.b, [r.fact for r in records], [r.stage<last for r in records], factors, neutral, self.s, self.number, told)
         self.ledger.put_adapter(self.b.lora(), dict(night=self.number, facts=[r.id for r in records]))
         rates,passed = gate(self.b, [r.fact for r in records], self.s.consolidation.recall_threshold)
         for r,rate,ok in zip(records,rates,passed):

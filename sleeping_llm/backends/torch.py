@@ -377,22 +377,39 @@ def fit_residuals(self:TorchBackend, sites, V, cost, lr=.3, steps=24, stop=.05, 
         for h in hooks: h.remove()
     return {l:u.detach().cpu().numpy().astype(np.float64) for l,u in U.items()},curve
 
-# %% ../../nbs/02a_torch.ipynb #a6f6eaca
+# %% ../../nbs/02a_torch.ipynb #281412b7
 @patch
-def _lora_modules(self:TorchBackend, num_layers):
-    "Attention projections and MLP outputs of the last blocks, by structure."
-    out = []
-    for l in range(max(0,self.n_layers-num_layers), self.n_layers):
-        parent = self._out.rpartition(".")[0]
-        for n,m in self.blocks[l].named_modules():
-            if ".lora_" in n or ".base_layer" in n or not (w:=_width(m)) or self.d_model not in w: continue
-            if n==self._out or not (parent and n.startswith(parent)): out.append(_bare(m))
+def _last_modules(self:TorchBackend, n):
+    "Attention projections and MLP outputs of the last n blocks, by structure."
+    out,parent = [],self._out.rpartition(".")[0]
+    for block in self.blocks[-n:]:
+        for name,m in block.named_modules():
+            if ".lora_" in name or ".base_layer" in name or not (w:=_width(m)) or self.d_model not in w: continue
+            if name==self._out or not (parent and name.startswith(parent)): out.append(_bare(m))
     return out
 
 @patch
-def make_lora(self:TorchBackend, num_layers=12, rank=16):
-    "Create the long-term adapter (B = 0, so that nothing changes yet) unless it is there."
-    self._adapter("longterm", self._lora_modules(num_layers), rank)
+def make_lora(self:TorchBackend, rank=16, last=0, mlp_layers=()):
+    "Create the long-term adapter (B = 0: nothing changes yet) on the last blocks or on the MLP outputs of some layers."
+    self._adapter("longterm", self._last_modules(last) if last else [self._plain(l) for l in mlp_layers], rank)
+
+@patch
+def mlp_lora(self:TorchBackend):
+    "layer -> (U (d_model, rank), V (rank, d_key)) of the long-term adapter on MLP outputs."
+    if "longterm" not in self._config: return {}
+    tell = lambda x: x["longterm"].weight.detach().cpu().numpy().astype(np.float64)
+    mods = {l:self.mlp_out(l) for l in range(self.n_layers)}
+    return {l:(tell(m.lora_B),tell(m.lora_A)) for l,m in mods.items() if "longterm" in getattr(m,"lora_A",())}
+
+@patch
+def set_mlp_lora(self:TorchBackend, factors, rank):
+    "Set the long-term adapter on MLP outputs to U V per layer; columns beyond those given start as a fresh LoRA does."
+    self.make_lora(rank, mlp_layers=sorted(factors))
+    for l,(U,V) in factors.items():
+        m = self.mlp_out(l)
+        B,A = m.lora_B["longterm"].weight.data,m.lora_A["longterm"].weight.data
+        B.zero_(); B[:,:U.shape[1]] = torch.as_tensor(U, dtype=B.dtype)
+        A[:len(V)] = torch.as_tensor(V, dtype=A.dtype)
 
 @patch
 def lora(self:TorchBackend): return {n:p.detach().cpu().numpy().copy() for n,p in self._lora_tensors().items()}
@@ -462,13 +479,14 @@ def _cast(self:TorchBackend):
     if not hasattr(self,"_fast"): self._fast = fast_dtype(self.d_key, self.d_model) if self.device.type=="cpu" else torch.bfloat16
     return torch.autocast(self.device.type, dtype=self._fast or torch.bfloat16, enabled=self._fast is not None)
 
-# %% ../../nbs/02a_torch.ipynb #6c7c5dac
+# %% ../../nbs/02a_torch.ipynb #502476fb
 @patch
-def train_lora(self:TorchBackend, batches, num_layers=12, rank=16, lr=1e-3, kl_weight=1., warmup=.1, progress=None):
+def train_lora(self:TorchBackend, batches, lr=1e-3, kl_weight=1., warmup=.1, progress=None):
     "One AdamW step a batch; a batch is (examples, neutral): lists of (ids, start) and of ids. Returns loss curves."
+    if "longterm" not in self._config: raise BackendError("there is no long-term adapter to train: make_lora first")
     batches,curve,kl_curve = list(batches),[],[]
-    self.make_lora(num_layers, rank)
-    first = max(1,self.n_layers-num_layers)
+    blocks = {id(m):l for l,b in enumerate(self.blocks) for m in b.modules()}
+    first = max(1,min(blocks[id(m)] for m,n in self._names.items() if n in self._config["longterm"][0]))
     lower = Lower(self, [s for ex,_ in batches for s,_ in ex], first)
     calm = Lower(self, [s for _,n in batches for s in n], first, final=True)
     self._training = True
