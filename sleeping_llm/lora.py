@@ -42,21 +42,21 @@ def fold(backend,  # a Backend
         else: new[l] = np.zeros((backend.d_model,0)),np.zeros((0,backend.d_key))
     backend.set_mlp_lora(new, rank)
 
-# %% ../nbs/08_lora.ipynb #932403ca
+# %% ../nbs/08_lora.ipynb #af674500
 def plan(lessons,      # per fact: its lessons
-         fresh,        # per fact: True while it is not at the last stage
+         fresh,        # per fact: True while only its edit knows it
          neutral,      # kind -> (n, tokens) dream ids
          settings,     # Settings
          seed:int=0,   # of the night
-         kl_rows:int=3,# dreams a batch
-         pool:int=60,  # dreams a night
+         kl_rows:int=2,# dreams a batch
+         pool:int=32,  # dreams a night
         )->list:       # batches for `Backend.train_lora`
     "The night's batches: every fact as often as every other, fresh ones twice."
     s,rng = settings.lora,np.random.default_rng(seed)
     weight = [2 if f else 1 for f in fresh]
     steps = max(s.min_iters, int(np.ceil(s.iters_per_fact*sum(weight)/2)))
     queue,pools = [],[[] for _ in lessons]
-    text = [ids for v in neutral.values() for ids in rng.permutation(np.asarray(v))[:pool//2]]
+    text = [ids[rng.integers(1,16):] if kind=="raw" else ids for kind,v in neutral.items() for ids in rng.permutation(np.asarray(v))[:pool//2]]
     def draw():
         if not queue: queue.extend(rng.permutation(np.repeat(np.arange(len(lessons)), weight)))
         i = queue.pop()
@@ -64,14 +64,15 @@ def plan(lessons,      # per fact: its lessons
         return lessons[i][pools[i].pop()]
     return [([draw() for _ in range(s.batch_size)], [text[i] for i in rng.choice(len(text),min(kl_rows,len(text)),replace=False)] if text else []) for _ in range(steps)]
 
-# %% ../nbs/08_lora.ipynb #2584d83f
+# %% ../nbs/08_lora.ipynb #682a7654
 def consolidate(backend,       # a Backend
                 facts,         # all facts that the LoRA should know after tonight
-                fresh,         # per fact: True while it is not at the last stage
+                fresh,         # per fact: True while only its edit knows it
                 factors,       # layer -> (U, V): edits that the LoRA does not know yet
                 neutral,       # the dreams
                 settings,      # Settings
                 seed:int=0,    # of the night
+                beside=False,  # polish every other step with the edits on, as they are set now
                 progress=None, # called with (step, of, loss, kl)
                )->dict:        # loss curves
     "Move edits into the long-term LoRA: fold them in, then polish by distillation."
@@ -79,10 +80,10 @@ def consolidate(backend,       # a Backend
     if s.method=="fold": fold(backend, factors, settings)
     else: backend.make_lora(s.rank, last=s.num_layers)
     batches = plan([lessons(backend,f) for f in facts], fresh, neutral, settings, seed)
-    return backend.train_lora(batches, lr=s.learning_rate, kl_weight=s.kl_weight, progress=progress)
+    return backend.train_lora(batches, lr=s.learning_rate, kl_weight=s.kl_weight, beside=beside, progress=progress)
 
-# %% ../nbs/08_lora.ipynb #1577b744
+# %% ../nbs/08_lora.ipynb #b5981131
 def relearn(backend, facts, factors, neutral, settings, seed=0, progress=None):
     "Replace the LoRA by a fresh one that knows only `facts`, whose edits are `factors`."
     backend.drop_lora()
-    return consolidate(backend, facts, [True]*len(facts), factors, neutral, settings, seed, progress)
+    return consolidate(backend, facts, [True]*len(facts), factors, neutral, settings, seed, progress=progress)

@@ -63,14 +63,14 @@ def memory(rec,      # a ledger `Record`
     recall = "not asked yet" if rec.recall is None else f"recall {rec.recall:.0%}"
     return f'{escape(statement(rec.fact))}<br>{dots(rec.stage,of)} <span class="sl-dim">scale {rec.scale:g} · {recall}</span>'
 
-# %% ../nbs/14_panel.ipynb #805eeebb
+# %% ../nbs/14_panel.ipynb #1dd31c67
 ADVICE = {"":"awake and well", "nap":"a nap would do me good", "sleep":"time to sleep"}
 
 def gauge(status:dict)->str: # what `SleepingLLM.status` returns
     "Sleep pressure and what follows from it."
     p = min(1.,max(0.,status["pressure"]))
     return (f'<div class="sl-gauge" role="meter" aria-label="sleep pressure" aria-valuemin="0" aria-valuemax="1" aria-valuenow="{p:.2f}"><div style="width:{p:.0%}"></div></div>'
-            f'<span class="sl-dim">pressure {p:.0%} · {ADVICE[status["advice"]]} · {status["facts"]} memories, {status["nights"]} nights, drift {status["drift"]:+.1%}</span>')
+            f'<span class="sl-dim">pressure {p:.0%} · {ADVICE[status["advice"]]} · memories: {status["facts"]} · nights: {status["nights"]} · drift {status["drift"]:+.1%}</span>')
 
 def night(p:Progress)->str: # where the night is
     "The steps of a night as a list."

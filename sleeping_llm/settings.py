@@ -96,9 +96,9 @@ class LoraSettings(Section):
     num_layers: int = Field(12, ge=1, le=1000, description='distill: last decoder layers that carry it')
     rank: int = Field(32, ge=1, le=1024, description='rank of the update')
     learning_rate: float = Field(1e-3, gt=0, le=1, description='peak learning rate')
-    iters_per_fact: int = Field(4, ge=1, le=10_000, description='training steps a fact')
-    min_iters: int = Field(30, ge=1, le=1_000_000, description='fewest training steps a night')
-    batch_size: int = Field(8, ge=1, le=4096, description='question-answer pairs a step')
+    iters_per_fact: int = Field(3, ge=1, le=10_000, description='training steps a fact')
+    min_iters: int = Field(16, ge=1, le=1_000_000, description='fewest training steps a night')
+    batch_size: int = Field(6, ge=1, le=4096, description='question-answer pairs a step')
     kl_weight: float = Field(3.0, ge=0, le=1000, description='weight of staying close to the base model on its own text')
 
 class ConsolidationSettings(Section):

@@ -76,12 +76,15 @@ class Night:
         self.report.steps.append(dict(label=STEPS[number-1], seconds=time.time()-t, **found))
         self.note(1, 1, ", ".join(f"{k} {v}" for k,v in found.items()))
 
-# %% ../nbs/11_sleep.ipynb #c2b66c43
+# %% ../nbs/11_sleep.ipynb #cba88d9e
 @patch
 def check_health(self:Night):
     with self.step(1) as found:
         self.before = perplexity(self.b, NEUTRAL),controls(self.b)
-        with self.b.only(edits=False, lora=False): self.pristine = perplexity(self.b, NEUTRAL),controls(self.b)
+        self.pristine = self.ledger.get("pristine")   # the base model never changes: once is enough
+        if self.pristine is None:
+            with self.b.only(edits=False, lora=False): self.pristine = perplexity(self.b, NEUTRAL),controls(self.b)
+            self.ledger.put("pristine", self.pristine)
         found.update(perplexity=round(self.before[0],3), drift=f"{self.before[0]/self.pristine[0]-1:+.2%}", controls=f"{sum(self.before[1])}/{len(CONTROLS)}")
 
 # %% ../nbs/11_sleep.ipynb #5df22c63
@@ -151,7 +154,7 @@ def refresh(self:Night, rec, sick):
     self.m.apply()
     return better
 
-# %% ../nbs/11_sleep.ipynb #cae593b9
+# %% ../nbs/11_sleep.ipynb #23dfbd08
 @patch
 def consolidate(self:Night):
     with self.step(5) as found:
@@ -166,7 +169,9 @@ def consolidate(self:Night):
             self.note(i, n, f"loss {loss:.2f}, KL {kl:.3f}")
         new = {r.edit for r in records if r.stage==0 and r.edit is not None}   # the others are in the LoRA already
         factors = stack((1.,self.m.factors(e)) for e in self.ledger.edits() if e.id in new)
-        curves = consolidate(self.b, [r.fact for r in records], [r.stage<last for r in records], factors, neutral, self.s, self.number, told)
+        tomorrow = stack((self.s.consolidation.scale_schedule[min(min(r.stage for r in records if r.edit==e.id)+1,last)],self.m.factors(e)) for e in self.ledger.edits())
+        self.b.set_edits(tomorrow)
+        curves = consolidate(self.b, [r.fact for r in records], [r.stage==0 for r in records], factors, neutral, self.s, self.number, bool(tomorrow), told)
         self.ledger.put_adapter(self.b.lora(), dict(night=self.number, facts=[r.id for r in records]))
         rates,passed = gate(self.b, [r.fact for r in records], self.s.consolidation.recall_threshold)
         for r,rate,ok in zip(records,rates,passed):
@@ -197,7 +202,7 @@ def validate(self:Night):
         if total>limit.max_total_drift and night>0: raise Harm(f"perplexity is {total:.1%} above the pristine model (at most {limit.max_total_drift:.0%})")
         if lost>2: raise Harm(f"{lost} general-knowledge answers were lost")
 
-# %% ../nbs/11_sleep.ipynb #0ea1a5ff
+# %% ../nbs/11_sleep.ipynb #39526a10
 def run_night(memory,     # a `Memory`
               tell=None,  # receives `Progress`
               stop=None,  # returns True to cancel between steps
@@ -229,7 +234,13 @@ def close(self:Night, before):
             self.ledger.put("night", self.number)
             self.ledger.purge()
         self.ledger.put("slept", time.time())
-    self.ledger.log(self.report.kind, **asdict(self.report))
+    _log(self)
+
+def _log(night):
+    "An event without a word of content: the log is append-only, and a forgotten fact must not survive in it."
+    entry = asdict(night.report)
+    entry["facts"] = [{k:v for k,v in f.items() if k!="fact"} for f in entry["facts"]]
+    night.ledger.log(entry.pop("kind"), **entry)
 
 def run_nap(memory, tell=None, recent=20):
     "Audit the most recent facts; changes no weight and no stage."
@@ -237,7 +248,7 @@ def run_nap(memory, tell=None, recent=20):
     nap.audit(memory.ledger.facts()[-recent:])
     nap.report.seconds = time.time()-nap.start
     nap.report.facts = [dict(id=i, recall=x) for i,x in nap.recall.items()]
-    memory.ledger.log("nap", **asdict(nap.report))
+    _log(nap)
     return nap.report
 
 # %% ../nbs/11_sleep.ipynb #8ce7e55b

@@ -479,10 +479,10 @@ def _cast(self:TorchBackend):
     if not hasattr(self,"_fast"): self._fast = fast_dtype(self.d_key, self.d_model) if self.device.type=="cpu" else torch.bfloat16
     return torch.autocast(self.device.type, dtype=self._fast or torch.bfloat16, enabled=self._fast is not None)
 
-# %% ../../nbs/02a_torch.ipynb #502476fb
+# %% ../../nbs/02a_torch.ipynb #eb0d7626
 @patch
-def train_lora(self:TorchBackend, batches, lr=1e-3, kl_weight=1., warmup=.1, progress=None):
-    "One AdamW step a batch; a batch is (examples, neutral): lists of (ids, start) and of ids. Returns loss curves."
+def train_lora(self:TorchBackend, batches, lr=1e-3, kl_weight=1., warmup=.1, beside=False, progress=None):
+    "One AdamW step a batch; a batch is (examples, neutral): lists of (ids, start) and of ids. `beside`: every other step is taken with the edits on. Returns loss curves."
     if "longterm" not in self._config: raise BackendError("there is no long-term adapter to train: make_lora first")
     batches,curve,kl_curve = list(batches),[],[]
     blocks = {id(m):l for l,b in enumerate(self.blocks) for m in b.modules()}
@@ -490,12 +490,13 @@ def train_lora(self:TorchBackend, batches, lr=1e-3, kl_weight=1., warmup=.1, pro
     lower = Lower(self, [s for ex,_ in batches for s,_ in ex], first)
     calm = Lower(self, [s for _,n in batches for s in n], first, final=True)
     self._training = True
-    self._activate(["longterm"])   # the LoRA must know it alone
+    self._activate(["longterm"])
     params = list(self._lora_tensors().values())
     opt,n = torch.optim.AdamW(params, lr=lr, weight_decay=0.),len(batches)
     sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i+1)/max(1,warmup*n), max(.02,(n-i)/n)))
     try:
         for i,(examples,neutral) in enumerate(batches):
+            self._activate(["longterm","memit"] if beside and i%2 else ["longterm"])   # the LoRA must know it alone, and not clash with what is left of the edits
             loss = self._example_loss(lower, examples)
             kl = self._kl_to_base(calm, [tuple(map(int,s)) for s in neutral]) if neutral and kl_weight else torch.zeros(())
             curve.append(loss.item()); kl_curve.append(kl.item())
