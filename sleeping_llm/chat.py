@@ -22,7 +22,7 @@ from .memory import Memory
 from .settings import Settings
 from .sleep import bar,run_nap,run_night
 
-# %% ../nbs/13_chat.ipynb #f4a6139c
+# %% ../nbs/13_chat.ipynb #ff71678d
 def _home_settings(home, settings):
     return Settings.load(settings if settings is not None else f if (f:=Path(home).expanduser()/"settings.ini").exists() else None)
 
@@ -32,6 +32,7 @@ class SleepingLLM:
         self.backend,self.ledger,self.settings,self.progress = backend,ledger,settings,progress
         self.memory = Memory(backend, ledger, settings, progress)
         self.messages,self.heard,self.closed = [],[],False
+        if ledger.get("relearn"): self._relearn()   # a forgetting that a crash cut short
 
     @classmethod
     def open(cls,
@@ -88,17 +89,23 @@ def facts(self:SleepingLLM)->list:
     "Records of all live facts, oldest first."
     return self.ledger.facts()
 
-# %% ../nbs/13_chat.ipynb #1bbe268f
+# %% ../nbs/13_chat.ipynb #1f57ea6d
+@patch
+def _folded(self:SleepingLLM):
+    "Ids of the edits that the LoRA has ever been taught, whether or not their facts have passed the gate."
+    return {e for e,_ in (self.ledger.adapter() or (None,{}))[1].get("folded",[])}
+
 @patch
 def _relearn(self:SleepingLLM, progress=None):
-    "A fresh LoRA for all facts that have reached the old one."
-    kept = [r for r in self.ledger.facts() if r.stage>0]
-    m,ids = self.settings.memit,{r.edit for r in kept}
-    factors = stack((1.,self.memory.factors(e)) for e in self.ledger.edits() if e.id in ids)
+    "A fresh LoRA for all facts that the old one was taught."
+    m,ids = self.settings.memit,self._folded()
+    kept,edits = [r for r in self.ledger.facts() if r.edit in ids],[e for e in self.ledger.edits() if e.id in ids]
+    factors = stack((1.,self.memory.factors(e)) for e in edits)
     with self.ledger.transaction():
         if kept: relearn(self.backend, [r.fact for r in kept], factors, dreams(self.backend,m.covariance_samples,m.covariance_tokens,self.settings.paths.cache,self.progress), self.settings, self.ledger.get("night",0), progress)
         else: self.backend.set_lora(None)
-        self.ledger.put_adapter(self.backend.lora(), dict(night=self.ledger.get("night",0), facts=[r.id for r in kept]))
+        self.ledger.put_adapter(self.backend.lora(), dict(night=self.ledger.get("night",0), folded=[[e.id,e.revision] for e in edits]))
+        self.ledger.put("relearn", False)
 
 @patch
 def _find(self:SleepingLLM, which)->Record:
@@ -114,15 +121,19 @@ def _find(self:SleepingLLM, which)->Record:
 @patch
 def forget(self:SleepingLLM, id_or_fact)->Record:
     "Take a fact out of weights and ledger for good; returns what was forgotten."
-    rec = self.memory.forget(self._find(id_or_fact).id)
-    if rec.stage>0: self._relearn()
+    rec = self._find(id_or_fact)
+    self.ledger.put("relearn", known:=rec.edit in self._folded())   # a crash on the way must not leave it half forgotten
+    self.memory.forget(rec.id)
+    if known: self._relearn()
     return rec
 
 @patch
 def undo(self:SleepingLLM):
     "Take back the last thing remembered; returns the operation."
-    op,taught = self.memory.undo()
-    if taught: self._relearn()
+    op,gone = self.memory.undo()
+    if {r.edit for r in gone}&self._folded():
+        self.ledger.put("relearn", True)
+        self._relearn()
     return op
 
 # %% ../nbs/13_chat.ipynb #ddf2368c

@@ -103,7 +103,7 @@ def table(result, width=20)->str:
     lines.append(f"{'seconds since start':<29} "+" ".join(f"{m['seconds']:.0f}".ljust(width) for m in ms))
     return "\n".join(lines)
 
-# %% ../nbs/17_demo.ipynb #5e153388
+# %% ../nbs/17_demo.ipynb #40e7712e
 def figure(result, path):
     "Recall, perplexity and stages over the moments of the demo, as a PNG."
     from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def figure(result, path):
         for j,v in enumerate(row):
             ok = ms[j]["answers"][facts[i]][1]
             b.text(j, i, ("✓" if ok else "✗")+(f" {v}" if v>=0 else ""), ha="center", va="center", color="white" if v>=3 else "black")
-    b.set(title="✓ right, ✗ wrong; number: stage (3: in the LoRA alone)"); b.set_xticks(range(len(names)), names, rotation=30); b.set_yticks(range(len(facts)), facts)
+    b.set(title="right or wrong, and the stage"); b.set_xticks(range(len(names)), names, rotation=30); b.set_yticks(range(len(facts)), facts)
     fig.savefig(path, dpi=110)
 
 # %% ../nbs/17_demo.ipynb #98b5263d

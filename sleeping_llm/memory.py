@@ -107,15 +107,15 @@ def write(self:Memory,
         self._stale = False
     return [next(r for g,r in known.items() if same_fact(f,g)) for f in facts]
 
-# %% ../nbs/07a_memory.ipynb #9e39a3c5
+# %% ../nbs/07a_memory.ipynb #0085f2e9
 @patch
 def undo(self:Memory):
-    "Take back the last thing remembered; returns the operation and the records that the LoRA still carries."
+    "Take back the last thing remembered; returns the operation and the records that it had added."
     before = {r.id:r for r in self.ledger.facts()}
     op = self.ledger.undo()
     self._stale = True
     self.apply()
-    return op,[before[i] for i in op.added if i in before and before[i].stage>0]
+    return op,[before[i] for i in op.added if i in before]
 
 @patch
 def retract(self:Memory, id):

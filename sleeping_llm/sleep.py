@@ -154,7 +154,7 @@ def refresh(self:Night, rec, sick):
     self.m.apply()
     return better
 
-# %% ../nbs/11_sleep.ipynb #23dfbd08
+# %% ../nbs/11_sleep.ipynb #e55855ea
 @patch
 def consolidate(self:Night):
     with self.step(5) as found:
@@ -167,12 +167,12 @@ def consolidate(self:Night):
         def told(i,n,loss,kl):
             if self.stop(): raise KeyboardInterrupt("sleep was cancelled: nothing was changed")
             self.note(i, n, f"loss {loss:.2f}, KL {kl:.3f}")
-        new = {r.edit for r in records if r.stage==0 and r.edit is not None}   # the others are in the LoRA already
-        factors = stack((1.,self.m.factors(e)) for e in self.ledger.edits() if e.id in new)
-        tomorrow = stack((self.s.consolidation.scale_schedule[min(min(r.stage for r in records if r.edit==e.id)+1,last)],self.m.factors(e)) for e in self.ledger.edits())
+        known,live = (self.ledger.adapter() or (None,{}))[1].get("folded",[]),self.ledger.edits()
+        factors = stack((1.,self.m.factors(e)) for e in live if [e.id,e.revision] not in known)   # folded once, not every night
+        tomorrow = stack((self.s.consolidation.scale_schedule[min(min(r.stage for r in records if r.edit==e.id)+1,last)],self.m.factors(e)) for e in live)
         self.b.set_edits(tomorrow)
         curves = consolidate(self.b, [r.fact for r in records], [r.stage==0 for r in records], factors, neutral, self.s, self.number, bool(tomorrow), told)
-        self.ledger.put_adapter(self.b.lora(), dict(night=self.number, facts=[r.id for r in records]))
+        self.ledger.put_adapter(self.b.lora(), dict(night=self.number, folded=[[e.id,e.revision] for e in live]))
         rates,passed = gate(self.b, [r.fact for r in records], self.s.consolidation.recall_threshold)
         for r,rate,ok in zip(records,rates,passed):
             self.stages[r.id] = r.stage,next_stage(r.stage,ok,last)
