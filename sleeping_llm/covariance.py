@@ -86,7 +86,7 @@ def second_moments(backend,            # a Backend
             for ids in text.values():
                 for batch in backend.activations(ids, layers):
                     for l,k in batch.items(): acc[l].update(k)
-                    bar.update(min(8,len(ids)))
+                    bar.update(min(8,bar.total-bar.n))
         return {str(l):m.mean.astype(np.float32) for l,m in acc.items()}
     name = f"{backend.fingerprint}-{n}x{tokens}-{'_'.join(map(str,layers))}.safetensors"
     return {int(l):C for l,C in _cached(cache_dir(cache)/"moments"/name, make, backend.fingerprint).items()}
