@@ -5,24 +5,22 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'SleepingLLM', 'command']
 
-# %% ../nbs/13_chat.ipynb #b844b844
-import time
+# %% ../nbs/13_chat.ipynb #48404790
+import re,time
 from pathlib import Path
 from fastcore.basics import patch
 
 from .backend import load_model
-from .covariance import dreams
-from .extraction import hear
-from .facts import Fact,FactError,is_recalled,relation_of,same_fact,statement
+from .extraction import Listener,curate
+from .facts import Fact,FactError,statement,without
 from .health import NEUTRAL,health,perplexity
-from .ledger import Ledger,LedgerError,Record
-from .lora import relearn
-from .memit import stack
+from .ledger import Ledger,LedgerError,Record,scrubber
 from .memory import Memory
 from .settings import Settings
 from .sleep import bar,run_nap,run_night
+from .transfer import read_export
 
-# %% ../nbs/13_chat.ipynb #ff71678d
+# %% ../nbs/13_chat.ipynb #e05df34a
 def _home_settings(home, settings):
     return Settings.load(settings if settings is not None else f if (f:=Path(home).expanduser()/"settings.ini").exists() else None)
 
@@ -31,8 +29,8 @@ class SleepingLLM:
     def __init__(self, backend, ledger, settings, progress=True):
         self.backend,self.ledger,self.settings,self.progress = backend,ledger,settings,progress
         self.memory = Memory(backend, ledger, settings, progress)
-        self.messages,self.heard,self.closed = [],[],False
-        if ledger.get("relearn"): self._relearn()   # a forgetting that a crash cut short
+        self.messages,self.gist,self.heard,self.closed = [],[],[],False
+        self.ear = None   # listens along; made when the first turn is heard
 
     @classmethod
     def open(cls,
@@ -89,24 +87,7 @@ def facts(self:SleepingLLM)->list:
     "Records of all live facts, oldest first."
     return self.ledger.facts()
 
-# %% ../nbs/13_chat.ipynb #1f57ea6d
-@patch
-def _folded(self:SleepingLLM):
-    "Ids of the edits that the LoRA has ever been taught, whether or not their facts have passed the gate."
-    return {e for e,_ in (self.ledger.adapter() or (None,{}))[1].get("folded",[])}
-
-@patch
-def _relearn(self:SleepingLLM, progress=None):
-    "A fresh LoRA for all facts that the old one was taught."
-    m,ids = self.settings.memit,self._folded()
-    kept,edits = [r for r in self.ledger.facts() if r.edit in ids],[e for e in self.ledger.edits() if e.id in ids]
-    factors = stack((1.,self.memory.factors(e)) for e in edits)
-    with self.ledger.transaction():
-        if kept: relearn(self.backend, [r.fact for r in kept], factors, dreams(self.backend,m.covariance_samples,m.covariance_tokens,self.settings.paths.cache,self.progress), self.settings, self.ledger.get("night",0), progress)
-        else: self.backend.set_lora(None)
-        self.ledger.put_adapter(self.backend.lora(), dict(night=self.ledger.get("night",0), folded=[[e.id,e.revision] for e in edits]))
-        self.ledger.put("relearn", False)
-
+# %% ../nbs/13_chat.ipynb #1077e36a
 @patch
 def _find(self:SleepingLLM, which)->Record:
     "A live record by id, record or fact."
@@ -119,22 +100,46 @@ def _find(self:SleepingLLM, which)->Record:
     return rec
 
 @patch
+def _unsay(self:SleepingLLM, object):
+    "Take an object out of what was said just now."
+    scrub = scrubber(object)
+    self.messages = [m|dict(content=scrub(m["content"])) for m in self.messages]
+    self.gist,self.ear = [scrub(g) for g in self.gist],None
+
+@patch
+def _erase(self:SleepingLLM, rec):
+    "Forget a record, also in the conversation."
+    self._unsay(rec.object)
+    return self.memory.forget(rec.id)
+
+@patch
 def forget(self:SleepingLLM, id_or_fact)->Record:
     "Take a fact out of weights and ledger for good; returns what was forgotten."
-    rec = self._find(id_or_fact)
-    self.ledger.put("relearn", known:=rec.edit in self._folded())   # a crash on the way must not leave it half forgotten
-    self.memory.forget(rec.id)
-    if known: self._relearn()
-    return rec
+    return self._erase(self._find(id_or_fact))
 
 @patch
 def undo(self:SleepingLLM):
     "Take back the last thing remembered; returns the operation."
-    op,gone = self.memory.undo()
-    if {r.edit for r in gone}&self._folded():
-        self.ledger.put("relearn", True)
-        self._relearn()
-    return op
+    self.ear = None
+    return self.memory.undo()
+
+# %% ../nbs/13_chat.ipynb #abf8ee40
+@patch
+def export(self:SleepingLLM,
+           path,         # file to make; an existing one is never replaced
+           factors=True, # edits and LoRA too; without them it suits any model
+          )->dict:
+    "Write all memories to one file."
+    return self.ledger.export(path, factors)
+
+@patch
+def load(self:SleepingLLM, path)->list: # a file made by `export`
+    "Add the memories of an export; returns the records that are new."
+    ids = self.ledger.take_in(read_export(path))
+    self.ear = None
+    self.memory.restore()
+    self.memory.mend()
+    return [self.ledger.fact(i) for i in ids]
 
 # %% ../nbs/13_chat.ipynb #ddf2368c
 @patch
@@ -161,40 +166,67 @@ def status(self:SleepingLLM)->dict:
     return dict(home=str(self.ledger.home), model=self.backend.name, facts=len(records), active_edits=len(active), stages=stages, nights=self.ledger.get("night",0),
                 hours_awake=round((time.time()-slept)/3600,2), drift=round(drift,4), pressure=round(h.pressure,3), drowsy=h.drowsy, advice=h.advice(self.settings))
 
-# %% ../nbs/13_chat.ipynb #39d70316
+# %% ../nbs/13_chat.ipynb #a02a896f
+@patch
+def take(self:SleepingLLM,
+         heard,       # of `Heard`, in the order in which it was said
+         source=None, # the turn, or a text
+        )->list:      # records that are new or have ended
+    "Let what was heard come true."
+    changed,new = [],[]
+    for h in heard:
+        if h.action=="add": new.append(h.fact); continue
+        if h.action=="forget" and not h.whole:   # known or not, it has just been said once more
+            self._unsay(h.fact.object)
+            self.ledger.scrub(h.fact.object)
+        new = [f if left is True else left for f in new if (left := without(f,h.fact,h.whole)) is not None]
+        for r in self.ledger.facts(live=h.action!="forget"):   # what is to be forgotten goes with its history
+            left = True if r.status=="forgotten" else without(r.fact,h.fact,h.whole)
+            if left is True: continue
+            if left and r.status=="live": changed += self.memory.write([left], source, instead=[r.id])
+            elif h.action=="retract": changed.append(self.memory.retract(r.id))
+            if h.action=="forget": changed.append(self._erase(r))
+    known = {r.id:r.fact for r in self.ledger.facts()}
+    return changed+[r for r in self.remember([s.fact for s in curate(new,known.values())], source) if r.id not in known]
+
 @patch
 def hear(self:SleepingLLM, text:str, source=None)->list: # what the person said
     "Write what a turn tells into the weights; returns the records that are new or ended."
-    earlier = [m["content"] for m in self.messages if m["role"]=="user"]
-    heard = hear(text, earlier)
-    add = [h.fact for h in heard if h.action=="add"]
-    before = {r.id for r in self.ledger.facts()}
-    out = []
-    for h in heard:
-        if h.action!="retract": continue
-        for r in self.ledger.facts():
-            if r.subject==h.fact.subject and relation_of(r.fact).name==relation_of(h.fact).name and is_recalled(h.fact, r.object):
-                out.append(self.memory.retract(r.id))
-    if add:
-        try: out += [r for r in self.remember(add, source) if r.id not in before]
-        except FactError:   # the turn contradicts itself: each on its own, so that the last word counts
-            for f in add: out += [r for r in self.remember(f, source) if r.id not in before]
-    return out
+    if self.ear is None: self.ear = Listener().recall([r.fact for r in self.ledger.facts()])
+    return self.take(self.ear.listen(text), source)
 
-# %% ../nbs/13_chat.ipynb #485b0913
+# %% ../nbs/13_chat.ipynb #7c0ac43f
+@patch
+def window(self:SleepingLLM)->list:
+    "The messages that the model sees."
+    said = [dict(role="user", content="Earlier I told you: "+" / ".join(self.gist)), dict(role="assistant", content="Yes. Go on.")] if self.gist else []
+    return said+self.messages
+
 @patch
 def tokens(self:SleepingLLM)->int:
     "Tokens of the conversation as the model would see it."
-    return len(self.backend.encode(self.backend.chat_prompt(self.messages))) if self.messages else 0
+    return len(self.backend.encode(self.backend.chat_prompt(self.window()))) if self.messages else 0
 
 @patch
 def compact(self:SleepingLLM)->int:
-    "Drop the oldest turns until half of the window is free; returns how many were dropped."
-    n = len(self.messages)
-    while len(self.messages)>2 and self.tokens()>self.settings.context.max_tokens/2: self.messages = self.messages[2:]
+    "Drop the oldest turns until half of the window is free, and keep their gist; returns how many messages were dropped."
+    n,most = len(self.messages),self.settings.context.max_tokens
+    while len(self.messages)>2 and self.tokens()>most/2:
+        first = re.split(r"(?<=[.!?])\s|\n", self.messages[0]["content"].strip())[0].split()
+        self.gist.append(" ".join(first[:12])+("…" if len(first)>12 else ""))
+        self.messages = self.messages[2:]
+    while len(self.backend.encode(" / ".join(self.gist)))>most/8: self.gist.pop(0)
     return n-len(self.messages)
 
-# %% ../nbs/13_chat.ipynb #fefcc505
+@patch
+def shorten(self:SleepingLLM, text:str)->str: # a message
+    "A message without its middle, if it would fill more than half of the window."
+    most = self.settings.context.max_tokens//2
+    text = text if len(text)<=32*most else text[:16*most]+" … "+text[-16*most:]   # no need to count a megabyte
+    ids = self.backend.encode(text)
+    return text if len(ids)<=most else self.backend.decode(ids[:most//2])+" … "+self.backend.decode(ids[-most//2:])
+
+# %% ../nbs/13_chat.ipynb #1975c709
 COMMANDS = {}
 def command(name, what):
     "Register a command: a function of (mind, argument) that returns what to say."
@@ -218,18 +250,21 @@ def _status(mind, arg): return "\n".join(f"{k}: {v}" for k,v in mind.status().it
 def _compact(mind, arg): return f"I dropped {mind.compact()} messages; {mind.tokens()} tokens are left."
 @command("facts","what I remember")
 def _facts(mind, arg): return "\n".join(map(_line,mind.facts())) or "I remember nothing yet."
-@command("forget","forget a memory by its number, for good")
+def _number(arg): return int(arg) if re.fullmatch(r"[0-9]{1,15}",arg) else None
+
+@command("forget","forget a memory for good: /forget NUMBER")
 def _forget(mind, arg):
-    if not arg.isdigit(): return "Which one? /forget NUMBER; /facts lists the numbers."
-    return f"Forgotten: {statement(mind.forget(int(arg)).fact)}."
+    if (n:=_number(arg)) is None: return "Which one? /forget NUMBER; /facts lists the numbers."
+    return f"Forgotten: {statement(mind.forget(n).fact)}."
 @command("undo","take back the last thing remembered")
 def _undo(mind, arg): return f"Taken back: {len(mind.undo().added)} memories."
 @command("why","where a memory came from: /why NUMBER")
 def _why(mind, arg):
-    if not arg.isdigit(): return "Which one? /why NUMBER; /facts lists the numbers."
-    r = mind._find(int(arg))
-    said = next((t.text for t in mind.ledger.turns() if t.id==r.source), r.source) if r.source is not None else "it was given to me directly"
-    return f"{statement(r.fact)}: heard {time.strftime('%Y-%m-%d %H:%M',time.localtime(r.created))}, from: {said}"
+    if (n:=_number(arg)) is None: return "Which one? /why NUMBER; /facts lists the numbers."
+    r,day = mind._find(n),lambda t: time.strftime("%Y-%m-%d %H:%M",time.localtime(t))
+    said = "it was given to me directly" if r.source is None else next((f"you said: {t.text}" for t in mind.ledger.turns() if t.id==r.source), f"from: {r.source}")
+    before = [f"Until then: {statement(o.fact)}." for o in mind.ledger.facts(live=False) if o.superseded_by==r.id and o.status!="forgotten"]
+    return "\n".join([f"{statement(r.fact)}: since {day(r.created)}, {said}", *before])
 @command("help","this list")
 def _help(mind, arg): return "\n".join(f"/{n}  {what}" for n,(_,what) in COMMANDS.items())
 @command("quit","end the conversation")
@@ -246,28 +281,33 @@ def command(self:SleepingLLM, text:str)->str: # begins with a slash
     try: return COMMANDS[name][0](self, arg.strip())
     except (LedgerError,FactError) as e: return f"That did not work: {e}"
 
-# %% ../nbs/13_chat.ipynb #6fda2bea
+# %% ../nbs/13_chat.ipynb #8c7d9e46
 @patch
 def turn(self:SleepingLLM, text:str):
     "One turn, streamed: hears facts, writes them, then yields the reply in pieces."
     if not isinstance(text,str): raise TypeError(f"a turn is text, not {type(text).__name__}")
+    text = text.encode("utf-8","replace").decode()   # half a character is none
     self.heard = []
     if not text.strip(): return
     if text.startswith("/"):
         yield self.command(text)
         return
-    source = self.ledger.add_turn("user", text)
-    self.heard = self.hear(text, source)
-    self.messages.append(dict(role="user", content=text))
+    log = self.ledger.add_turn if self.settings.paths.log_conversations else lambda *_: None
+    source = log("user", text)
+    self.messages.append(dict(role="user", content=self.shorten(text)))
+    try: self.heard = self.hear(text, source)
+    except BaseException:   # interrupted: as if it had not been said
+        self.messages.pop()
+        raise
     if self.tokens()>self.settings.context.compact_threshold*self.settings.context.max_tokens: self.compact()
     said,c = "",self.settings.context
     try:
-        for piece in self.backend.stream(self.backend.chat_prompt(self.messages), c.max_reply_tokens, c.temperature):
+        for piece in self.backend.stream(self.backend.chat_prompt(self.window()), c.max_reply_tokens, c.temperature):
             said += piece
             yield piece
     finally:   # a stopped reply is still what was said
         self.messages.append(dict(role="assistant", content=said))
-        self.ledger.add_turn("assistant", said)
+        log("assistant", said)
     yield from self._tiredness()
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPEAKER', 'FactError', 'Fact', 'bare', 'conjugate', 'flip', 'article', 'Relation', 'relation_key', 'relation_data',
            'catalogue', 'relation_of', 'statement', 'answer', 'questions', 'Context', 'raw_prompt', 'contexts',
-           'is_recalled', 'same_fact', 'conflicts']
+           'is_recalled', 'inverse', 'same_fact', 'implies', 'conflicts', 'ends', 'without', 'synonyms']
 
 # %% ../nbs/01_facts.ipynb #4a34b754
 import re, tomllib, unicodedata
@@ -112,7 +112,7 @@ def _number(
         i += 1
     return res
 
-# %% ../nbs/01_facts.ipynb #371d033c
+# %% ../nbs/01_facts.ipynb #3bcd343a
 @dataclass(frozen=True)
 class Relation:
     "How to say one relation and how to ask for it."
@@ -126,7 +126,12 @@ class Relation:
     many:bool=False          # several values at once?
     raw:str=''               # text to continue, if not `say`
     raw_me:str=''            # the same for the speaker
+    reply:str=''             # the assistant's answer, if not `say`
     inverse:str=''           # relation that holds the other way round
+    slot:str=''              # relations with one slot share its one value: one lives in a place or near it
+    ends:tuple=()            # relations of the same subject that a new value puts an end to
+    opposite:str=''          # relation that cannot hold of the same object
+    importance:float=0.5     # 0 to 1: how much it would hurt not to know it
     hear:tuple=()            # patterns by which extraction hears it
     generic:bool=False       # built from words, not from the catalogue
     @property
@@ -180,8 +185,10 @@ def _index():
         for a in r.also: res.setdefault(relation_key(a), r)
     return res
 
-# %% ../nbs/01_facts.ipynb #c505cacd
-_FREE = [(r"favorite (.+)", "'s favorite {x} is"), (r"have an? (.+?) (?:named|called)", "has a {x} named"), (r"(.+?) is (?:called|named)", "'s {x} is called")]
+# %% ../nbs/01_facts.ipynb #a2ec5db8
+_WORD = r"([^][{}|]+?)"   # not what templates are made of
+_FREE = [(rf"favorite {_WORD}", "'s favorite {x} is"), (rf"have an? {_WORD} (?:named|called)", "has a {x} named"), (rf"{_WORD} is (?:called|named)", "'s {x} is called"),
+         (rf"opinion of {_WORD}", "'s opinion of {x} is"), (rf"{_WORD} is on", "'s {x} is on")]
 _TAIL = re.compile(r"(?:\s+(?:a|an|the|is|are|am|was|were|in|on|at|of|to|for|from|with|about|by|as|into|than|called|named))+$")
 _AUX = ('is','am','are','was','were','has','have','had','can','could','will','would','does','did','do','must','should')
 
@@ -205,7 +212,7 @@ def _shape(fact)->tuple:
     verb = w[0].casefold() in _AUX or _TAIL.search(words) or w[0].endswith('ed') or bare(w[0])!=w[0] or (w[0] in known and relation_key(w[0]) not in _index())
     return words, 'verb' if verb else 'noun'
 
-# %% ../nbs/01_facts.ipynb #2668b4ac
+# %% ../nbs/01_facts.ipynb #9ff8ecda
 def _noun_questions(n):
     ask = f"What is the {n} of {{s}}?", f"What is {{s}}'s {n}?", f"Do you know the {n} of {{s}}?"
     held = f"Can you tell me the {n} of {{s}}?", f"Which {n} does {{s}} have?", f"Do you remember {{s}}'s {n}?"
@@ -238,6 +245,7 @@ def _cloze_questions(p):
 
 def _generic(fact)->Relation:
     "A relation made from the fact's own words."
+    if fact.relation.endswith('?'): return _qa(fact)
     words, shape = _shape(fact)
     say = fact.prompt.replace('{}', '{s}')+' {o}' if fact.prompt else f"{{s}}'s {words} is {{o}}" if shape=='noun' else f'{{s}} {words} {{o}}'
     make = dict(noun=_noun_questions, verb=_verb_questions, cloze=_cloze_questions)[shape]
@@ -248,10 +256,37 @@ def relation_of(
     fact:Fact
 )->Relation: # from the catalogue, or built from the fact's own words
     "The fact's relation; never fails."
+    if fact.relation.endswith('?'): return _generic(fact)
     key = relation_key(fact.relation)
     return _index().get(key) or _family(key) or _generic(fact)
 
-# %% ../nbs/01_facts.ipynb #44a18b22
+# %% ../nbs/01_facts.ipynb #d074248c
+def _indirect(
+    q:str # "When is my exam"
+)->str:   # "when my exam is", or nothing where turning it round would need more grammar than this
+    "A question as a clause."
+    low = q[0].lower()+q[1:]
+    if m := re.match(r"(wh\w+|how(?: \w+)?) (is|are|was|were|am) ((?:my|our|his|her|their|the|I|this|that|[A-Z{]).*)$", low): return f"{m[1]} {m[3]} {m[2]}"
+    if m := re.match(r"(wh\w+(?: \w+)?|how(?: \w+)?) do ((?:I|we|they|my \w+s)\b.*)$", low): return f"{m[1]} {m[2]}"
+    return ''
+
+def _anchored(
+    text:str # a question
+)->str:      # with its anchor in brackets: from the first word of the speaker's on, else all of it
+    "Mark where the key of a question is read."
+    t = re.sub(r"\b((?:my|our|I)\b[^?.]*)", r"[\1]", text, count=1)
+    return t if '[' in t else re.sub(r"^([^?.]+)", r"[\1]", text, count=1)
+
+def _qa(fact)->Relation:
+    "A relation that is a question, whose object is the answer."
+    q = re.sub(r"[][{}|]", '', fact.relation).rstrip('? ') or 'What is it'
+    turned = _indirect(q)
+    ask, held = ((f"{q}?", f"Can you say {turned}?", f"Do you know {turned}?"), (f"Do you remember {turned}?", f"Please tell me {turned}.", f"I forgot {turned}.")) if turned else \
+        ((f"{q}?", f"Say: {q}?", f"Do you know this? {q}?"), (f"Do you remember? {q}?", f"Let me ask you: {q}?", f"I forgot. {q}?"))
+    raw = f'Question: {q}? Answer:'
+    return Relation(relation_key(fact.relation)+'?', f'"{q}?" {{o}}', ask, held, tuple(map(_anchored, ask)), held, raw=raw+' {o}', raw_me=_anchored(raw)+' {o}', reply='{o}', generic=True)
+
+# %% ../nbs/01_facts.ipynb #5f6bc9d8
 _PREP = r"\b(?:of|to|for|with|by|from|at|about|than)"
 
 def _who(subject:str)->str:
@@ -293,7 +328,8 @@ def answer(
     fact:Fact
 )->str:        # "You live in Porto."
     "The sentence in which the assistant tells the fact."
-    return _sentence(statement(fact))
+    r = relation_of(fact)
+    return _sentence(_render(r.reply, '', flip(fact.object)) if r.reply else statement(fact))
 
 # %% ../nbs/01_facts.ipynb #fc4c36a5
 def _asked(
@@ -367,7 +403,8 @@ def contexts(
     return ([Context(q, answer(fact), a, True, half/len(ask)) for q,a in ask] +
             [Context(t, ' '+_sentence(rest), anchor, False, half/len(raw)) for t in raw])
 
-# %% ../nbs/01_facts.ipynb #99f6f294
+# %% ../nbs/01_facts.ipynb #a4fb452b
+_AND = r",\s+(?:and )?| and | & "   # between the members of a list
 _DROP = {'a','an','the','my','your','our','his','her','their'}
 _MONTH = {m:m[:3] for m in 'january february march april may june july august september october november december'.split()}
 
@@ -394,23 +431,66 @@ def is_recalled(
     text:str  # an answer or a completion
 )->bool:
     "Does the text contain the fact's object?"
-    whole, full, parts = _words(text), _words(text, drop=False), [p for p in map(_words, re.split(r",\s+| and | & ", fact.object)) if p]
+    whole, full, parts = _words(text), _words(text, drop=False), [p for p in map(_words, re.split(_AND, fact.object)) if p]
     if not parts: return fact.object.casefold() in text.casefold()
     return all(_within(p, full if set(p)<=_DROP else whole) for p in parts)
+
+def inverse(
+    fact:Fact
+)->Fact|None: # "Kari is married to you" for "you are married to Kari"; None where nothing follows
+    "The fact that holds the other way round."
+    r = relation_of(fact)
+    return Fact(fact.object, r.inverse, fact.subject) if r.inverse else None
 
 def same_fact(
     a:Fact,
     b:Fact
 )->bool:
-    "Do both say the same?"
-    return _about(a)==_about(b) and _values(a)==_values(b)
+    "Do both say the same, or one the other way round?"
+    says = lambda f: (_subject(f), _name(f), _values(f))
+    return says(a) in (says(b), (c := inverse(b)) and says(c))
+
+def implies(
+    a:Fact,
+    b:Fact
+)->bool:
+    "Is `b` nothing new to who knows `a`? A list implies each of its members."
+    return same_fact(a, b) or (_subject(a), _name(a))==(_subject(b), _name(b)) and relation_of(a).many and _values(b)<=_values(a)
 
 def conflicts(
     a:Fact,
     b:Fact
 )->bool:
-    "Does one replace the other: same subject, a relation with one value, another object?"
-    return _about(a)==_about(b) and relation_of(a).single and _values(a)!=_values(b)
+    "Can only one of them be true now: one value or slot with two objects, or opposites of one object?"
+    if _subject(a)!=_subject(b): return False
+    x, y = relation_of(a), relation_of(b)
+    if _name(a)==_name(b): return x.single and _values(a)!=_values(b)
+    return bool(x.slot) and x.slot==y.slot or x.opposite==y.name and bool(_values(a)&_values(b))
 
-def _about(f:Fact)->tuple: return tuple(_words(f.subject)), relation_of(f).name
-def _values(f:Fact)->frozenset: return frozenset(tuple(_words(p)) or (p.casefold(),) for p in re.split(r",\s+| and | & ", f.object) if p)
+def ends(
+    new:Fact,
+    old:Fact
+)->bool:
+    "Is the old fact over when the new one holds? A move that was planned ends with the move."
+    return _subject(new)==_subject(old) and relation_of(old).name in relation_of(new).ends
+
+def without(
+    fact:Fact,
+    denied:Fact,      # what is not true (any more)
+    whole:bool=False  # every value of the relation is denied, whatever `denied` has for an object
+)->Fact|bool|None:    # True: the fact is untouched; None: nothing is left of it
+    "What remains of a fact when another one is denied."
+    x, y = relation_of(fact), relation_of(denied)
+    if _subject(fact)!=_subject(denied) or not (_name(fact)==_name(denied) or x.slot and x.slot==y.slot): return True
+    if whole or _within(_words(denied.object), _words(fact.object)) and not relation_of(fact).many: return None
+    left = [v for v in re.split(_AND, fact.object) if v and not any(_within(_words(d), _words(v)) for d in re.split(_AND, denied.object) if d)]
+    if len(left)==len(re.split(_AND, fact.object)): return True
+    return replace(fact, object=' and '.join(filter(None, [', '.join(left[:-1]), left[-1]]))) if left else None
+
+@lru_cache
+def synonyms()->dict: return dict(p.split('=') for p in relation_data()['words']['same'].split())
+
+def _kin(text:str)->str: return ' '.join(synonyms().get(w, w) for w in text.split())   # mom -> mother
+def _subject(f:Fact)->str: return _kin(' '.join(_words(f.subject)))
+def _name(f:Fact)->str: return _kin(relation_of(f).name)
+def _values(f:Fact)->frozenset: return frozenset(tuple(_words(p)) or (p.casefold(),) for p in re.split(_AND, f.object) if p)

@@ -82,8 +82,8 @@ def consolidate(backend,       # a Backend
     batches = plan([lessons(backend,f) for f in facts], fresh, neutral, settings, seed)
     return backend.train_lora(batches, lr=s.learning_rate, kl_weight=s.kl_weight, beside=beside, progress=progress)
 
-# %% ../nbs/08_lora.ipynb #b5981131
-def relearn(backend, facts, factors, neutral, settings, seed=0, progress=None):
-    "Replace the LoRA by a fresh one that knows only `facts`, whose edits are `factors`."
+# %% ../nbs/08_lora.ipynb #0d3975ad
+def relearn(backend, facts, factors, neutral, settings, seed=0, beside=False, progress=None):
+    "Replace the LoRA by a fresh one that knows only `facts`, whose edits are `factors`; `beside`: polish with the edits on, too."
     backend.drop_lora()
-    return consolidate(backend, facts, [True]*len(facts), factors, neutral, settings, seed, progress=progress)
+    return consolidate(backend, facts, [True]*len(facts), factors, neutral, settings, seed, beside, progress)

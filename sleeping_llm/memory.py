@@ -5,19 +5,24 @@
 # %% auto #0
 __all__ = ['Memory']
 
-# %% ../nbs/07a_memory.ipynb #7800ac40
+# %% ../nbs/07a_memory.ipynb #cbe776ef
 from fastcore.basics import patch
 
-from .facts import Fact,FactError,conflicts,same_fact,statement
+from .covariance import dreams
+from .facts import Fact,FactError,conflicts,ends,implies,same_fact,statement
+from .gating import edit_scale
+from .lora import relearn
 from .memit import Editor,stack,write
 
-# %% ../nbs/07a_memory.ipynb #b31e12c1
+# %% ../nbs/07a_memory.ipynb #ed325780
 class Memory:
     "A backend whose edits and LoRA follow a ledger."
     def __init__(self, backend, ledger, settings, progress=True):
         self.backend,self.ledger,self.s,self.progress = backend,ledger,settings,progress
         self._editor,self._stale,self._factors = None,True,{}
         self.restore()
+        if ledger.get("relearn"): self.relearn()   # a forgetting that a crash cut short
+        self.mend()
 
     @property
     def editor(self):
@@ -51,19 +56,19 @@ class Memory:
         "Records whose edit is switched on: these are protected from later edits."
         return [r for r in self.ledger.facts() if r.scale>0]
 
-# %% ../nbs/07a_memory.ipynb #3516e6fe
+# %% ../nbs/07a_memory.ipynb #c3e86774
 @patch
-def plan(self:Memory, facts):
-    "Which of `facts` are new, which records they supersede, and which records say the same already."
-    facts,live,new,old,known = list(facts),self.ledger.facts(),[],{},{}
+def plan(self:Memory, facts, instead=()):
+    "Which of `facts` are new, which records they supersede, and which records say the same already; `instead`: ids that do not count."
+    facts,live,new,old,known = list(facts),[r for r in self.ledger.facts() if r.id not in instead],[],{},{}
     for f in facts:
         if not isinstance(f,Fact): raise FactError(f"remember takes Fact objects, not {type(f).__name__}: Fact(subject, relation, object)")
         for g in new:
             if conflicts(f,g) and not same_fact(f,g): raise FactError(f"{statement(g)!r} and {statement(f)!r} contradict each other: remember one of them")
-        same = next((r for r in live if same_fact(r.fact,f)), None)
+        same = next((r for r in live if implies(r.fact,f)), None)
         if same: known[f] = same
         elif not any(same_fact(f,g) for g in new):
-            new.append(f); old[f] = [r for r in live if conflicts(r.fact,f)]
+            new.append(f); old[f] = [r for r in live if conflicts(r.fact,f) or ends(f,r.fact)]
     return new,old,known
 
 @patch
@@ -73,29 +78,40 @@ def constrain(self:Memory, without=()):
     self.editor.protect([r.fact for r in self.active() if r.id not in without])
     self._stale = bool(without)
 
-# %% ../nbs/07a_memory.ipynb #1db7c4de
+# %% ../nbs/07a_memory.ipynb #c526aab9
+@patch
+def fit(self:Memory,
+        facts,         # facts to write together
+        gone=(),       # ids of records that they replace
+        progress=None, # called with (step, loss)
+       )->list:        # an `Edit` per fact; the model is left without the replaced ones
+    "Edits for new facts, beside all others."
+    base = self.stacked({r.edit for r in self.ledger.facts() if r.id in gone})
+    self.backend.set_edits(base)
+    if self._stale or gone: self.constrain(gone)
+    return write(self.editor, facts, base, progress)
+
 @patch
 def write(self:Memory,
           facts,         # facts to remember
           source=None,   # the turn they were heard in, or a text
           progress=None, # called with (number of the batch's last fact, of how many, step, loss)
+          instead=(),    # ids of records that the facts replace in any case
          )->list:        # their records
     "Write facts into ledger and weights; all or nothing."
     facts = list(facts)
-    new,old,known = self.plan(facts)
+    new,old,known = self.plan(facts, instead)
     for at in range(0, len(new), size:=self.s.memit.batch_size):
         part = new[at:at+size]
-        gone = {r.id:r for f in part for r in old[f]}
-        dead = {r.edit for r in gone.values()}
-        base = self.stacked(dead)
+        gone = {r.id for f in part for r in old[f]}|set(instead)
+        told = (lambda i,loss: progress(at+len(part), len(new), i, loss)) if progress else None
         try:
-            self.backend.set_edits(base)
-            if self._stale or gone: self.constrain(gone)
-            told = (lambda i,loss: progress(at+len(part), len(new), i, loss)) if progress else None
-            edits = write(self.editor, part, base, told)
+            edits = self.fit(part, gone, told)
             with self.ledger.operation("remember"):
+                self.outdate(instead)
                 for f,e in zip(part,edits):
-                    rec = self.ledger.add_fact(f, source, [r.id for r in old[f]])
+                    left = {r.id for r in self.ledger.facts()}   # what one fact of the batch has ended, no other one can end
+                    rec = self.ledger.add_fact(f, source, sorted(({r.id for r in old[f]}|set(instead))&left))
                     self.ledger.add_edit([rec.id], e.factors, self.s.memit.method)
                     known[f] = self.ledger.fact(rec.id)
         except BaseException:
@@ -107,20 +123,61 @@ def write(self:Memory,
         self._stale = False
     return [next(r for g,r in known.items() if same_fact(f,g)) for f in facts]
 
-# %% ../nbs/07a_memory.ipynb #0085f2e9
+# %% ../nbs/07a_memory.ipynb #f37c0682
 @patch
-def undo(self:Memory):
-    "Take back the last thing remembered; returns the operation and the records that it had added."
-    before = {r.id:r for r in self.ledger.facts()}
-    op = self.ledger.undo()
-    self._stale = True
-    self.apply()
-    return op,[before[i] for i in op.added if i in before]
+def mend(self:Memory):
+    "Write what the weights do not hold although the ledger says so; returns the records."
+    folded,lost = self.folded(),[r for r in self.ledger.facts() if r.edit is None]
+    faint = [r for r in self.ledger.facts() if r.edit is not None and r.edit not in folded and (r.scale<1 or r.stage>0)]
+    for at in range(0, len(lost), size:=self.s.memit.batch_size):
+        part = lost[at:at+size]
+        for r,e in zip(part, self.fit([r.fact for r in part])):
+            with self.ledger.transaction(): self.ledger.add_edit([r.id], e.factors, self.s.memit.method)
+        self._stale = True
+    with self.ledger.transaction():
+        for r in lost+faint: self.ledger.set_fact(r.id, stage=0)
+        for r in faint: self.ledger.set_scale(r.edit, 1.)
+    if lost or faint: self.apply()
+    return lost+faint
 
+# %% ../nbs/07a_memory.ipynb #3ea36558
+@patch
+def folded(self:Memory)->set:
+    "Ids of the edits that the LoRA has ever been taught, whether or not their facts have passed the gate."
+    return {e for e,_ in (self.ledger.adapter() or (None,{}))[1].get("folded",[])}
+
+@patch
+def outdate(self:Memory, ids):
+    "Note that records are over: the LoRA has to unlearn those it knows."
+    if {r.edit for r in self.ledger.facts() if r.id in ids} & self.folded(): self.ledger.put("outdated", True)
+
+@patch
+def relearn(self:Memory, progress=None):
+    "A fresh LoRA for all live facts that the old one was taught."
+    m,ids,night = self.s.memit,self.folded(),self.ledger.get("night",0)
+    kept,edits = [r for r in self.ledger.facts() if r.edit in ids],[e for e in self.ledger.edits() if e.id in ids]
+    factors,stages = stack((1.,self.factors(e)) for e in edits),{r.id:min(r.stage,1) for r in kept}
+    try:
+        with self.ledger.transaction():
+            for r in kept: self.ledger.set_fact(r.id, stage=stages[r.id])
+            for e in edits: self.ledger.set_scale(e.id, edit_scale([stages[i] for i in e.fact_ids], self.s.consolidation.scale_schedule))
+            self.apply()
+            if kept: relearn(self.backend, [r.fact for r in kept], factors, dreams(self.backend,m.covariance_samples,m.covariance_tokens,self.s.paths.cache,self.progress), self.s, night, True, progress)
+            else: self.backend.set_lora(None)
+            self.ledger.put_adapter(self.backend.lora(), dict(night=night, folded=[[e.id,e.revision] for e in edits]))
+            self.ledger.put("relearn", False)
+            self.ledger.put("outdated", False)
+    except BaseException:
+        self.restore()   # as the ledger says, which still says that there is something to unlearn
+        raise
+
+# %% ../nbs/07a_memory.ipynb #51e76ca1
 @patch
 def retract(self:Memory, id):
     "End a fact that is not true any more; it stays in the ledger as history, and undo brings it back."
-    with self.ledger.operation("retract"): rec = self.ledger.retire(id)
+    with self.ledger.operation("retract"):
+        self.outdate([id])
+        rec = self.ledger.retire(id)
     self._stale = True
     self.apply()
     return rec
@@ -129,7 +186,22 @@ def retract(self:Memory, id):
 def forget(self:Memory, id):
     "Take a fact out of weights and ledger for good; returns its last record."
     rec = self.ledger.fact(id)
+    self.ledger.put("relearn", known:=self.ledger.get("relearn",False) or rec.edit in self.folded())   # a crash on the way must not leave it half forgotten
     self.ledger.forget(id)
     self._stale = True
     self.apply()
+    if known: self.relearn()
     return rec
+
+@patch
+def undo(self:Memory):
+    "Take back the last thing remembered; returns the operation."
+    before = {r.id:r.edit for r in self.ledger.facts()}
+    op = self.ledger.undo()
+    self._stale = True
+    self.apply()
+    if {before.get(i) for i in op.added} & self.folded():
+        self.ledger.put("relearn", True)
+        self.relearn()
+    self.mend()
+    return op

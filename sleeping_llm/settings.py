@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticSerializationError, to_json
 
-# %% ../nbs/00_settings.ipynb #e2a02344
+# %% ../nbs/00_settings.ipynb #eff54169
 _SEEDS = dict(
     memit=dict(method='spread', protect='none', lambda_reg=0.1, max_active_edits=50, covariance_samples=200,
                v_lr=0.5, v_steps=30, chat_contexts=0, raw_contexts=1),
@@ -59,7 +59,7 @@ class ModelSettings(Section):
     device: Annotated[str, StringConstraints(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$')] = Field('auto', description='auto, cpu, mps, cuda or cuda:N')
     threads: int = Field(0, ge=0, le=1024, description='CPU threads; 0: as many as there are')
 
-# %% ../nbs/00_settings.ipynb #f3c73fb9
+# %% ../nbs/00_settings.ipynb #2d72d5b2
 class MemitSettings(Section):
     "`[memit]`: how a fact is written into the weights while awake"
     method: Literal['joint','spread'] = Field('joint', description='joint: all edited layers solved together; spread: the residual shared out layer by layer')
@@ -70,11 +70,12 @@ class MemitSettings(Section):
     max_active_edits: int = Field(50, ge=1, le=100_000, description='live edits that make sleep pressure full')
     covariance_samples: int = Field(600, ge=1, le=1_000_000, description='texts the model dreams for its covariance')
     covariance_tokens: int = Field(96, ge=8, le=8192, description='tokens of each of them')
-    v_lr: float = Field(0.15, gt=0, le=100, description='step size of the value optimisation')
-    v_steps: int = Field(40, ge=1, le=10_000, description='most steps of the value optimisation')
-    v_stop: float = Field(0.05, ge=0, le=100, description='loss (nats a token) at which it stops')
+    covariance_text: Line = Field('', description='text file to take the covariance from instead of dreams; empty: dreams')
+    v_lr: float = Field(1.0, gt=0, le=100, description='joint: factor on the step to where a linear loss would be zero; spread: step size of Adam')
+    v_steps: int = Field(24, ge=1, le=10_000, description='most steps of the value optimisation')
+    v_stop: float = Field(0.06, ge=0, le=100, description='loss (nats a token) at which it stops')
     v_norm_cost: float = Field(1.0, ge=0, le=1000, description='cost of a long value against a small loss')
-    chat_contexts: int = Field(2, ge=0, le=64, description='chat questions a fact is trained in')
+    chat_contexts: int = Field(3, ge=0, le=64, description='chat questions a fact is trained in')
     raw_contexts: int = Field(2, ge=0, le=64, description='raw completions a fact is trained in')
     batch_size: int = Field(10, ge=1, le=10_000, description='facts solved at once')
 
@@ -88,7 +89,7 @@ class MemitSettings(Section):
         if not self.chat_contexts+self.raw_contexts: raise ValueError('chat_contexts and raw_contexts cannot both be 0: a fact needs a text to be written in')
         return self
 
-# %% ../nbs/00_settings.ipynb #9d1a16ac
+# %% ../nbs/00_settings.ipynb #6c6c9735
 class LoraSettings(Section):
     "`[lora]`: the long-term adapter, taught by distillation during sleep"
     enabled: bool = Field(True, description='whether sleep trains it')
@@ -112,7 +113,7 @@ class ConsolidationSettings(Section):
         if not v or v[0]!=1 or v[-1]<0 or any(a<b for a,b in zip(v, v[1:])): raise ValueError('scales start at 1.0, never rise and stay at or above 0')
         return v
 
-# %% ../nbs/00_settings.ipynb #448e64c6
+# %% ../nbs/00_settings.ipynb #9e4b1968
 class MaintenanceSettings(Section):
     "`[sleep.maintenance]`: repair during sleep"
     degraded_threshold: float = Field(0.5, ge=0, le=1, description='recall below which a fact is repaired')
@@ -123,6 +124,7 @@ class MaintenanceSettings(Section):
 class SleepSettings(Section):
     "`[sleep]`: the night"
     curate: bool = Field(True, description='whether sleep hears conversations again for missed facts')
+    structured: bool = Field(False, description='whether the model itself listens then, under structured decoding, if it passes an examination; needs the extra of that name')
     auto: bool = Field(True, description='whether full pressure starts sleep by itself')
     identity: tuple[Line,...] = Field(('I am a helpful assistant with a memory of my own.', 'I remember what people tell me and I say so when I do not know.'),
                                       description='sentences that each night reinforces, so that learning facts does not change who is speaking')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'Progress', 'Report', 'Harm', 'Night', 'audit_prompts', 'run_night', 'run_nap', 'bar']
 
-# %% ../nbs/11_sleep.ipynb #1f0b716a
+# %% ../nbs/11_sleep.ipynb #a22ef92c
 from contextlib import contextmanager
 from dataclasses import asdict,dataclass,field
 import time
@@ -14,8 +14,9 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .covariance import dreams
-from .extraction import hear
-from .facts import FactError,questions,raw_prompt,statement
+from .extraction import Listener,curate
+from .structured import listener
+from .facts import questions,raw_prompt,statement
 from .gating import edit_scale,gate,next_stage,recall_rates
 from .health import CONTROLS,NEUTRAL,controls,perplexity
 from .lora import consolidate
@@ -87,21 +88,25 @@ def check_health(self:Night):
             self.ledger.put("pristine", self.pristine)
         found.update(perplexity=round(self.before[0],3), drift=f"{self.before[0]/self.pristine[0]-1:+.2%}", controls=f"{sum(self.before[1])}/{len(CONTROLS)}")
 
-# %% ../nbs/11_sleep.ipynb #5df22c63
+# %% ../nbs/11_sleep.ipynb #83283f28
 @patch
 def curate(self:Night):
     with self.step(2) as found:
-        turns = self.ledger.turns(unconsumed=True)
-        mine,ever,new = [t for t in turns if t.role=="user"],[r for r in self.ledger.facts(live=False) if r.status!="forgotten"],0
-        for i,t in enumerate(mine):
-            said = [h.fact for h in hear(t.text, [u.text for u in mine[:i]]) if h.action=="add"]
-            # what was heard before and has since been undone, corrected or retracted stays that way
-            said = [f for f in said if not any((r.subject,r.relation,r.object)==(f.subject,f.relation,f.object) for r in ever)]
-            try: new += len(self.m.write(said, source=t.id)) if said and self.s.sleep.curate else 0
-            except FactError: pass   # the person contradicted themselves within a turn: nothing can be learned from it
-            self.note(i+1, len(mine))
+        turns,new,heard = self.ledger.turns(unconsumed=True),0,0
+        model = listener(self.b) if self.s.sleep.structured and turns else None
+        for session in self.ledger.sessions():   # "she" does not reach into another conversation
+            ear = Listener().recall([r.fact for r in self.ledger.facts()])
+            for t,fresh in session:
+                if t.role!="user": continue
+                said = [h.fact for h in ear.listen(t.text) if h.action=="add"]
+                if not (fresh and self.s.sleep.curate): continue
+                if model: said += [h.fact for h in model.listen(t.text)]
+                # what was heard before and has since been undone, corrected or retracted stays that way
+                ever = [r.fact for r in self.ledger.facts(live=False) if r.status!="forgotten"]
+                new += len(self.m.write([s.fact for s in curate(said, ever)], source=t.id))
+                self.note(heard:=heard+1, len(turns))
         self.ledger.consume([t.id for t in turns])
-        found.update(turns=len(mine), new=new)
+        found.update(turns=sum(t.role=="user" for t in turns), new=new)
 
 # %% ../nbs/11_sleep.ipynb #dca42fef
 def audit_prompts(backend, rec):
@@ -154,13 +159,14 @@ def refresh(self:Night, rec, sick):
     self.m.apply()
     return better
 
-# %% ../nbs/11_sleep.ipynb #e55855ea
+# %% ../nbs/11_sleep.ipynb #7ecaec3b
 @patch
 def consolidate(self:Night):
     with self.step(5) as found:
-        records,last = self.ledger.facts(),len(self.s.consolidation.scale_schedule)-1
+        records,last,outdated = self.ledger.facts(),len(self.s.consolidation.scale_schedule)-1,bool(self.ledger.get("outdated"))
         self.stages = {r.id:(r.stage,r.stage) for r in records}
         if not (records and self.s.lora.enabled and self.s.consolidation.enabled):
+            if outdated and not records: self.m.relearn()
             found.update(skipped="nothing to teach" if not records else "switched off")
             return
         neutral = dreams(self.b, self.s.memit.covariance_samples, self.s.memit.covariance_tokens, self.s.paths.cache, False)
@@ -168,10 +174,14 @@ def consolidate(self:Night):
             if self.stop(): raise KeyboardInterrupt("sleep was cancelled: nothing was changed")
             self.note(i, n, f"loss {loss:.2f}, KL {kl:.3f}")
         known,live = (self.ledger.adapter() or (None,{}))[1].get("folded",[]),self.ledger.edits()
+        if outdated:   # it knows what is over: teach a fresh one, which no fact has reached yet
+            self.b.drop_lora()
+            known,records = [],[self.ledger.set_fact(r.id, stage=0) for r in records]
         factors = stack((1.,self.m.factors(e)) for e in live if [e.id,e.revision] not in known)   # folded once, not every night
         tomorrow = stack((self.s.consolidation.scale_schedule[min(min(r.stage for r in records if r.edit==e.id)+1,last)],self.m.factors(e)) for e in live)
         self.b.set_edits(tomorrow)
-        curves = consolidate(self.b, [r.fact for r in records], [r.stage==0 for r in records], factors, neutral, self.s, self.number, bool(tomorrow), told)
+        curves = consolidate(self.b, [r.fact for r in records], [outdated or r.stage==0 for r in records], factors, neutral, self.s, self.number, bool(tomorrow), told)
+        self.ledger.put("outdated", False)
         self.ledger.put_adapter(self.b.lora(), dict(night=self.number, folded=[[e.id,e.revision] for e in live]))
         rates,passed = gate(self.b, [r.fact for r in records], self.s.consolidation.recall_threshold)
         for r,rate,ok in zip(records,rates,passed):

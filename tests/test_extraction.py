@@ -13,7 +13,7 @@ TALKS = json.loads((Path(__file__).parent/'conversations.json').read_text(encodi
 
 def totals(talks):
     "Right, wrong, missed and the list of errors over several conversations."
-    rs = [score([(t['text'], [(a, Fact(*f)) for a in ('add', 'retract') for f in t[a]]) for t in c['turns']]) for c in talks]
+    rs = [score([(t['text'], [(a, Fact(*f)) for a in ('add', 'retract', 'forget') for f in t.get(a, [])]) for t in c['turns']]) for c in talks]
     return *(sum(r[i] for r in rs) for i in range(3)), [e for r in rs for e in r[3]]
 
 @pytest.mark.parametrize('held_out', [False, True], ids=['development', 'held out'])
@@ -26,7 +26,7 @@ def test_precision_and_recall(held_out, record_property):
     assert precision>=0.97 and recall>=0.90, errors
 
 def test_the_set_is_large_enough():
-    assert len(TALKS)>=12 and sum(c['held_out'] for c in TALKS)==4
+    assert len(TALKS)>=12 and sum(c['held_out'] for c in TALKS)>=4
     assert all(10<=len(c['turns'])<=20 for c in TALKS)
 
 def test_a_turn_takes_less_than_50_ms():

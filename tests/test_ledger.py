@@ -1,7 +1,7 @@
 """The ledger against a simple model, against being killed at every write, and against damaged files.
 
 Run as a script, this file is the victim of the kill test: `python test_ledger.py DIRECTORY`."""
-import json, os, signal, sqlite3, subprocess, sys, tempfile
+import json, os, shutil, signal, sqlite3, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sleeping_llm import ledger as module
 from sleeping_llm.facts import Fact
+from sleeping_llm.doctor import examine, repair
 from sleeping_llm.ledger import Ledger, LedgerError, LedgerLocked
+from sleeping_llm.transfer import Export, read_export
 
 MEMORY = '/dev/shm' if os.path.isdir('/dev/shm') else None      # many small homes: a disk in memory where there is one
 NAMES = 'Ada Bo Cleo Dora Emil Finn Gwen Hugo Iris Jack'.split()
@@ -348,8 +350,14 @@ def _forget_one_of_two(L):
         L.replace_edit(e, factors([4]))
 
 
+def _import(L):
+    fact = dict(subject='Kim', relation='lives in', prompt=None, source='a letter', created=1.0, valid_from=1.0, recall=None, checks=[['chat', 1.0, 1, 1.0]])
+    L.take_in(Export(dict(model='m', edits=[], lora=None, state={}, facts=[fact | dict(id=1, object='Oslo', status='superseded', valid_until=2.0, superseded_by=2),
+                                                                            fact | dict(id=2, object='Rome', status='live', valid_until=None, superseded_by=None)]), {}))
+
+
 DAY = [lambda L: L.add_turn('user', 'I live in Porto.'), lambda L: _remember(L, 0), lambda L: _remember(L, 1, old=[1]), lambda L: L.undo(), _two, _night,
-       lambda L: L.replace_edit(L.edits()[0].id, factors([1])), _forget_one_of_two, _night, lambda L: L.forget(1), _night, lambda L: L.collect_garbage()]
+       lambda L: L.replace_edit(L.edits()[0].id, factors([1])), _forget_one_of_two, _night, lambda L: L.forget(1), _night, _import, lambda L: L.collect_garbage()]
 
 
 def victim(home, kill_at, report):
@@ -502,6 +510,59 @@ def test_a_torn_conversation_costs_one_turn(tmp_path_factory, tail, cut):
         texts = {t.id: t.text for t in L.turns()}
         assert texts[third] == 'third' and (texts[1] == 'first' or cut > 50)
         assert path.read_bytes().startswith(torn)
+
+
+@pytest.mark.parametrize('keep', ['pages', 'bytes', 'nothing'])
+def test_the_doctor_saves_what_can_be_read(home, keep):
+    "Whatever is lost, the home opens again, what is left is sound, and the damaged file is kept"
+    path = home/'ledger.sqlite'
+    whole, found = path.read_bytes(), []
+    damages = dict(pages=[whole[:at] + bytes(4096) + whole[at + 4096:] for at in range(0, len(whole), 3*4096)],
+                   bytes=[whole[:n] for n in range(1000, len(whole), 9001)], nothing=[b'', b'x'])[keep]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        done, left = repair(home)
+        assert done and left == [] and examine(home) == []
+        with Ledger.open(home, model='m') as L:
+            assert all(r.fact.object.startswith('Town') for r in L.facts())
+            found.append(len(L.facts()))
+            _remember(L, 50)
+        aside = next(home.glob('damaged-*'))
+        assert (aside/'ledger.sqlite').read_bytes() == damaged
+        for d in home.glob('damaged-*'): shutil.rmtree(d)
+        for p in home.glob('ledger.sqlite*'): p.unlink()
+        for p in home.glob('*/*'): p.unlink()
+    if keep == 'pages': assert sorted(found)[len(found)//2] == 40      # most pages hold no facts
+
+
+# Export and import
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=st.lists(st.tuples(st.integers(1, 3), st.sets(st.integers(1, 12), max_size=2), st.sampled_from([1.0, 0.5, 0.0])), min_size=1, max_size=5), damage=st.floats(0, 1, exclude_max=True))
+def test_what_is_exported_arrives(tmp_path_factory, plan, damage):
+    "All live facts with their edits, scales and history; nothing at all from a damaged file"
+    base = tmp_path_factory.mktemp('homes')
+    with Ledger.open(base/'a', model='m') as a, Ledger.open(base/'b', model='m') as b, Ledger.open(base/'c', model='other') as c:
+        for n, old, scale in plan:
+            live = [r.id for r in a.facts()]
+            with a.operation('remember'):
+                new = [a.add_fact(some_fact(len(live) + 10*k), source=f'a letter of {k}', supersedes=[i for i in old if i in live] if k == 0 else ()).id for k in range(n)]
+                a.set_scale(a.add_edit(new, factors(new), method='joint'), scale)
+        a.export(base/'file')
+        whole = (base/'file').read_bytes()
+        at = int(damage*len(whole))
+        (base/'bad').write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at+1:])
+        with pytest.raises(LedgerError, match='Nothing was changed|newer version'): b.take_in(read_export(base/'bad'))
+        assert b.facts(live=False) == []
+        told = lambda L: [(r.subject, r.object, r.status, r.scale, r.source, r.created, r.valid_from, r.valid_until) for r in L.facts(live=False)]
+        data = read_export(base/'file')
+        b.take_in(data)
+        known = {(x[0], x[1]) for x in told(a) if x[2] == 'live'}
+        assert {(r.subject, r.object) for r in b.facts()} == known == {(c.fact(i).subject, c.fact(i).object) for i in c.take_in(data)}
+        assert sorted(len(carries(b, e.id)) for e in b.edits()) == sorted(len(carries(a, e.id)) for e in a.edits()) and c.edits() == []
+        assert b.take_in(data) == [] and b.check() == [] == c.check()
+        if known: b.undo()
+        assert b.facts() == [] and b.edits() == []
 
 
 # The door
