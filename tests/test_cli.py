@@ -39,7 +39,8 @@ def test_usage_errors_end_with_2(argv, capsys):
 @pytest.mark.skipif(os.name == 'nt', reason='needs signals')
 def test_ctrl_c_stops_a_reply_not_the_program(tmp_path):
     code = 'import sys; from sleeping_llm.cli import main; sys.exit(main())'
-    p = subprocess.Popen([sys.executable, '-c', code, '--home', str(tmp_path/'home')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+    p = subprocess.Popen([sys.executable, '-c', code, '--home', str(tmp_path/'home')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a shell's background jobs start with Ctrl-C ignored
     try:
         p.stdin.write('Tell me a very long story about the sea.\n'); p.stdin.flush()
         first = p.stdout.read(1)                       # the reply has begun
